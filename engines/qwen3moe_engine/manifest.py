@@ -1,0 +1,224 @@
+"""The manifest of an export: everything a runtime needs to know beside the graph itself.
+
+Owns: the JSON form and its validation, and the binding of graph files to it by hash. Must not know torch, onnx or any
+executor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qwen3moe_plugins.errors import InputError, name_list
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+KINDS = ("weight", "expert_map", "rope", "kv_cache", "batch")
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of the model, in the words of its config."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_experts: int
+    top_k: int
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """inv_freq: radians per position of each pair of dimensions, fp32 [head_dim / 2]; a factor on cosines and sines."""
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph file beside the manifest: sha256 of its bytes, the dtype of activations and weights, its ONNX opset."""
+
+    sha256: str
+    dtype: str
+    opset: int
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of the graph, in order.
+
+    kind: `weight` (from a checkpoint), `expert_map` and `rope` (made by the runtime), `kv_cache`, `batch` (each step).
+    shape: integers, and names for dynamic dimensions.
+    sources, source_rows: for a weight, the checkpoint's tensors whose rows, one after the other, are this tensor's
+    bytes, and how many rows each has. A source with `{}` stands for `repeat` tensors, 0 to repeat - 1; with several
+    sources the numbering is the outer loop.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    sources: tuple[str, ...] = ()
+    source_rows: tuple[int, ...] = ()
+    repeat: int = 1
+
+    def source_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every source, in order."""
+        columns = self.static_shape[-1:] if len(self.shape) > 1 else ()
+        return {
+            source.format(index): (rows, *columns)
+            for index in range(self.repeat)
+            for source, rows in zip(self.sources, self.source_rows, strict=True)
+        }
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        assert all(isinstance(size, int) for size in self.shape), self
+        return tuple(int(size) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """An output of the graph; `aliases` names the input whose memory it takes over, if any."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    aliases: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `qwen3moe-export onnx` says of its graph.
+
+    graphs: by file name. hidden_states: the values that enter each layer, and the one that enters the final norm.
+    unused_sources: tensors that a checkpoint has and the graph does not take.
+    """
+
+    format: int
+    dtype: str
+    takes_embeddings: bool
+    dims: Dims
+    rope: Rope
+    op_counts: dict[str, int]
+    graphs: dict[str, Graph]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    hidden_states: tuple[str, ...]
+    unused_sources: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
+    config_sha256: str
+    versions: dict[str, str]
+
+    def of_kind(self, kind: str) -> list[InputSpec]:
+        assert kind in KINDS, kind
+        return [spec for spec in self.inputs if spec.kind == kind]
+
+    def graph_of(self, dtype: str) -> str:
+        """File name of the graph that computes in `dtype`. Raises InputError if there is none."""
+        for name, graph in self.graphs.items():
+            if graph.dtype == dtype:
+                return name
+        dtypes = ", ".join(graph.dtype for graph in self.graphs.values())
+        raise InputError(FILE_NAME, got=f"graphs in {dtypes}", expected=f"one in {dtype}", remedy="export again")
+
+
+def to_json(manifest: Manifest) -> str:
+    return json.dumps(asdict(manifest), indent=1) + "\n"
+
+
+def load_manifest(export: Path) -> Manifest:
+    """Reads and checks manifest.json in the folder `export`, and the graphs it names. Raises InputError."""
+    path = export / FILE_NAME
+    if not path.is_file():
+        raise InputError(
+            str(export), got=f"no {FILE_NAME}", expected="an export", remedy="run `qwen3moe-export onnx` first"
+        )
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            str(path), got=f"invalid JSON ({error})", expected="a manifest", remedy="export again"
+        ) from None
+    manifest = parse_manifest(values, str(path))
+    for name, graph in manifest.graphs.items():
+        _check_hash(export / name, graph.sha256)
+    return manifest
+
+
+def parse_manifest(values: Any, where: str) -> Manifest:
+    """The manifest in the JSON value `values`; `where` names it in errors. Raises InputError."""
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{where}: format", got=found, expected=FORMAT, remedy="export again with this version")
+    parsed = dict(values)
+    parsed["dims"] = _parse(Dims, parsed.get("dims"), f"{where}: dims")
+    parsed["rope"] = _parse(Rope, parsed.get("rope"), f"{where}: rope")
+    parsed["graphs"] = {
+        name: _parse(Graph, graph, f"{where}: graphs.{name}")
+        for name, graph in _items(parsed, "graphs", dict, where).items()
+    }
+    parsed["inputs"] = tuple(
+        _parse(InputSpec, item, f"{where}: inputs") for item in _items(parsed, "inputs", list, where)
+    )
+    parsed["outputs"] = tuple(
+        _parse(OutputSpec, item, f"{where}: outputs") for item in _items(parsed, "outputs", list, where)
+    )
+    manifest = _parse(Manifest, parsed, where)
+    kinds = {spec.kind for spec in manifest.inputs} - set(KINDS)
+    if kinds:
+        raise InputError(
+            f"{where}: inputs",
+            got=f"kind {name_list(kinds)}",
+            expected=f"one of {', '.join(KINDS)}",
+            remedy="export again",
+        )
+    return manifest
+
+
+def _items(values: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    value = values.get(key)
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{where}: {key}", got=type(value).__name__, expected=f"a {kind.__name__}", remedy="export again"
+        )
+    return value
+
+
+def _parse(cls: type, values: Any, where: str) -> Any:
+    """A frozen dataclass from a JSON object with exactly its fields (those with a default may be absent)."""
+    if not isinstance(values, dict):
+        raise InputError(where, got=type(values).__name__, expected="an object", remedy="export again")
+    known = {field.name: field for field in fields(cls)}
+    unknown = set(values) - set(known)
+    missing = {name for name, field in known.items() if name not in values and field.default is MISSING}
+    if unknown or missing:
+        got = f"unknown {name_list(unknown)}" if unknown else f"no {name_list(missing)}"
+        raise InputError(where, got=got, expected=f"the fields {', '.join(known)}", remedy="export again")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise InputError(str(path), got="no file", expected="the graph that the manifest names", remedy="export again")
+    found = file_sha256(path)
+    if found != expected:
+        raise InputError(
+            str(path), got=f"sha256 {found[:12]}", expected=f"{expected[:12]} as in the manifest", remedy="export again"
+        )

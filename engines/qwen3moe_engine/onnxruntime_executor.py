@@ -1,0 +1,99 @@
+"""The ONNX Runtime executor: any machine with a CPU.
+
+Owns: the session, the weights as OrtValues, and the KV pool. The graph's local functions do the work, so it needs no
+plugin; they are functional, so each step writes the KV pool anew into a second buffer and the two change places.
+ONNX Runtime has no bf16 arithmetic on CPU: it runs the export's fp32 graph, with weights rounded to the export's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3moe_engine.batch import Batch
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
+from qwen3moe_engine.manifest import InputSpec, Manifest
+from qwen3moe_engine.weights import WeightPlan, convert, cos_sin_cache, expert_map, plan_manifest, read_weight
+
+COMPUTE_DTYPE = "fp32"
+
+Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeConfig:
+    """num_blocks, block_size: of the KV pool, fp32. num_threads: 0 for as many as cores."""
+
+    num_blocks: int
+    block_size: int = 16
+    num_threads: int = 0
+
+
+class OnnxRuntimeExecutor:
+    """Runs `graph`, a file of the export (by default the manifest's graph in fp32) with the weights of `checkpoint`."""
+
+    def __init__(
+        self,
+        export: Path,
+        manifest: Manifest,
+        checkpoint: Checkpoint,
+        config: OnnxRuntimeConfig,
+        progress: Progress,
+        graph: Path | None = None,
+    ):
+        import onnxruntime
+
+        self.num_blocks, self.block_size = config.num_blocks, config.block_size
+        self.max_model_len = manifest.dims.max_position_embeddings
+        plans = plan_manifest(manifest, checkpoint)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = config.num_threads
+        path = graph or export / manifest.graph_of(COMPUTE_DTYPE)
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._binding = self._session.io_binding()
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._constants = self._bind_constants(manifest, plans, progress)
+        self._caches = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
+        self._spares = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
+        self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
+        self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
+
+    def execute(self, batch: Batch) -> NDArray[np.float32]:
+        return self.execute_all(batch)["logits"]
+
+    def execute_all(self, batch: Batch) -> dict[str, NDArray]:
+        """Every output but the KV caches, by name."""
+        for name, array in batch.inputs().items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for output, cache in self._aliases.items():
+            self._binding.bind_ortvalue_input(cache, self._caches[cache])
+            self._binding.bind_ortvalue_output(output, self._spares[cache])
+        for name in self._others:
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        self._caches, self._spares = self._spares, self._caches
+        values = self._binding.get_outputs()[len(self._aliases) :]  # in the order they were bound
+        return {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
+
+    def _bind_constants(self, manifest: Manifest, plans: list[WeightPlan], progress: Progress) -> list[Any]:
+        """Binds weights, expert maps and the rotary table; returns their values, which must outlive the session."""
+        values = {}
+        for plan in progress(plans, "loading weights"):
+            rounded = read_weight(plan, manifest.dtype)
+            values[plan.spec.name] = convert(rounded, COMPUTE_DTYPE, plan.spec.name)
+        values |= {spec.name: expert_map(spec) for spec in manifest.of_kind("expert_map")}
+        values |= {spec.name: cos_sin_cache(manifest.rope, self.max_model_len) for spec in manifest.of_kind("rope")}
+        constants = {name: self._value(array) for name, array in values.items()}
+        for name, value in constants.items():
+            self._binding.bind_ortvalue_input(name, value)
+        return list(constants.values())
+
+    def _zeros(self, spec: InputSpec) -> Any:
+        sizes = {"num_blocks": self.num_blocks, "block_size": self.block_size}
+        shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+        return self._value(np.zeros(shape, NUMPY_DTYPES[COMPUTE_DTYPE]))

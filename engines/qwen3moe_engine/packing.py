@@ -1,0 +1,66 @@
+"""Packing: a checkpoint rewritten in the engine's layout, as one safetensors file.
+
+Owns: the streaming writer. Each tensor is read, converted and written before the next is read; the file appears under
+its name only when it is whole. safetensors itself writes only what is in memory all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
+from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.weights import WeightPlan, plan_manifest, read_chunks
+from qwen3moe_plugins.errors import InputError
+
+_STORED_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+_ALIGNMENT = 8  # of the first tensor's offset, as safetensors writes it
+
+Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
+
+
+def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Progress) -> int:
+    """Writes the export's weights from `checkpoint` to `target` in the export's dtype; returns bytes written.
+
+    Memory: one published tensor at a time. Raises InputError before writing anything if the checkpoint does not fit.
+    """
+    plans = plan_manifest(manifest, checkpoint)
+    if (
+        target.exists()
+        and checkpoint.path in (target, target.parent)
+        and any(tensor.file == target for tensor in checkpoint.tensors.values())
+    ):
+        raise InputError(
+            str(target), got="the checkpoint itself", expected="another file", remedy="choose another name"
+        )
+    header = _header(plans, manifest.dtype)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(header)
+            for plan in progress(plans, "packing"):
+                for chunk in read_chunks(plan, manifest.dtype):
+                    file.write(chunk.view("uint8").data)
+            num_bytes = file.tell()
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return num_bytes
+
+
+def _header(plans: list[WeightPlan], dtype: str) -> bytes:
+    entries, offset = {}, 0
+    for plan in plans:
+        end = offset + math.prod(plan.spec.static_shape) * NUMPY_DTYPES[dtype].itemsize
+        entries[plan.spec.name] = {
+            "dtype": _STORED_NAMES[dtype],
+            "shape": plan.spec.static_shape,
+            "data_offsets": (offset, end),
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

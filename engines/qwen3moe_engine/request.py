@@ -1,0 +1,57 @@
+"""A request and what it asks for.
+
+Owns: the state of one sequence while it is served. Must not know the scheduler, the batch or the executor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """max_new_tokens: at least 1. ignore_eos: go on behind an end-of-sequence token."""
+
+    max_new_tokens: int = 64
+    ignore_eos: bool = False
+
+
+@dataclass(eq=False)
+class Request:
+    """A sequence being served. `num_computed` counts tokens whose keys and values are in the cache."""
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        return len(self.prompt_ids) + self.params.max_new_tokens
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Prompt and output tokens start to end - 1."""
+        return [*self.prompt_ids, *self.output_ids][start:end]
+
+    def append(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
+        """Takes a sampled token and decides whether it was the last."""
+        self.output_ids.append(token_id)
+        if token_id in eos_token_ids and not self.params.ignore_eos:
+            self.finish_reason = "stop"
+        elif len(self.output_ids) == self.params.max_new_tokens:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a request produced; finish_reason: `stop` (end-of-sequence token, which is the last) or `length`."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str

@@ -1,0 +1,115 @@
+"""The export on disk: graphs and manifest in one folder.
+
+Owns: what the folder holds, and that it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qwen3moe_engine.manifest import FILE_NAME, FORMAT, Dims, Graph, Manifest, Rope, file_sha256, to_json
+from qwen3moe_export.capture import Interface, capture
+from qwen3moe_export.config import Qwen3MoeConfig
+from qwen3moe_export.layout import unused_sources
+from qwen3moe_export.onnx_graph import OPSET, to_onnx
+from qwen3moe_export.onnx_passes import NameHiddenStates, WidenToFloat32, count_ops
+from qwen3moe_export.rope import rope_frequencies
+from qwen3moe_plugins.errors import InputError
+
+GRAPH_NAME = "model.onnx"
+WIDENED_NAME = "model.fp32.onnx"  # for runtimes without 16-bit kernels
+_RECORDED_VERSIONS = ("qwen3moe-export", "torch", "onnx", "onnxscript", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """dtype: bf16, fp16 or fp32. takes_embeddings: the graph takes inputs_embeds instead of input_ids."""
+
+    dtype: str
+    takes_embeddings: bool = False
+
+
+def export_onnx(
+    config: Qwen3MoeConfig, options: ExportOptions, eos_token_ids: tuple[int, ...], target: Path
+) -> Manifest:
+    """Writes the graph, its fp32 twin unless it is in fp32 itself, and the manifest into the folder `target`.
+
+    Other files in `target` stay. Nothing is written unless everything could be made.
+    """
+    captured = capture(config, options.dtype, options.takes_embeddings)
+    model = to_onnx(captured, config)
+    op_counts = count_ops(model)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
+        folder = Path(name)
+        ir.save(model, folder / GRAPH_NAME)
+        graphs = {GRAPH_NAME: Graph(file_sha256(folder / GRAPH_NAME), options.dtype, OPSET)}
+        if options.dtype != "fp32":
+            ir.save(WidenToFloat32()(model).model, folder / WIDENED_NAME)
+            graphs[WIDENED_NAME] = Graph(file_sha256(folder / WIDENED_NAME), "fp32", OPSET)
+        manifest = _manifest(config, options, captured.interface, op_counts, graphs, eos_token_ids)
+        (folder / FILE_NAME).write_text(to_json(manifest))
+        for file in (*graphs, FILE_NAME):  # the manifest last: it vouches for the graphs
+            shutil.move(folder / file, target / file)
+    return manifest
+
+
+def read_eos_token_ids(checkpoint: Path) -> tuple[int, ...]:
+    """From generation_config.json, else config.json, beside the weights; none if neither says."""
+    for name in ("generation_config.json", "config.json"):
+        path = checkpoint / name if checkpoint.is_dir() else checkpoint.with_name(name)
+        if not path.is_file():
+            continue
+        try:
+            value = json.loads(path.read_text()).get("eos_token_id")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise InputError(
+                str(path), got=f"invalid JSON ({error})", expected="a JSON object", remedy="fetch the file again"
+            ) from None
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(type(item) is int for item in ids):
+                raise InputError(
+                    f"{path}: eos_token_id",
+                    got=value,
+                    expected="an integer or a list of them",
+                    remedy="correct the file",
+                )
+            return tuple(ids)
+    return ()
+
+
+def _manifest(
+    config: Qwen3MoeConfig,
+    options: ExportOptions,
+    interface: Interface,
+    op_counts: dict[str, int],
+    graphs: dict[str, Graph],
+    eos_token_ids: tuple[int, ...],
+) -> Manifest:
+    inv_freq, attention_factor = rope_frequencies(config)
+    fields = {name: getattr(config, name) for name in Dims.__dataclass_fields__}
+    return Manifest(
+        format=FORMAT,
+        dtype=options.dtype,
+        takes_embeddings=options.takes_embeddings,
+        dims=Dims(**fields),
+        rope=Rope(tuple(inv_freq.tolist()), attention_factor),
+        op_counts=op_counts,
+        graphs=graphs,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        hidden_states=NameHiddenStates(config.num_layers).names,
+        unused_sources=unused_sources(config, options.takes_embeddings),
+        eos_token_ids=eos_token_ids,
+        config_sha256=hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest(),
+        versions={name: version(name) for name in _RECORDED_VERSIONS},
+    )

@@ -1,0 +1,125 @@
+"""`qwen3moe-export generate`: completions of prompts by an executor. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
+from qwen3moe_engine.checkpoint import open_checkpoint
+from qwen3moe_engine.engine import Engine
+from qwen3moe_engine.manifest import Manifest, load_manifest
+from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.request import Completion, SamplingParams
+from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.tokenizer import Tokenizer
+from qwen3moe_export.cli.progress import progress, spinner
+from qwen3moe_plugins.errors import InputError
+
+BLOCK_SIZE = 16
+MAX_SEQS = 32
+MAX_STEP_TOKENS = 256  # the CPU functions compute every expert for every token: longer prompts go in chunks
+
+
+@click.command()
+@click.argument("export", type=click.Path(path_type=Path))
+@click.option(
+    "--weights", type=click.Path(path_type=Path), required=True, help="The checkpoint: a folder or a .safetensors file."
+)
+@click.option("--prompt", help="Text to continue.")
+@click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A text file with a prompt a line.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json.  [default: that of --weights]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of token_ids, text and finish_reason.")
+def command(
+    export: Path,
+    weights: Path,
+    prompt: str | None,
+    prompt_ids: str | None,
+    prompts: Path | None,
+    max_new_tokens: int,
+    ignore_eos: bool,
+    tokenizer: Path | None,
+    as_json: bool,
+) -> None:
+    """Continue prompts greedily with EXPORT, run by ONNX Runtime on the CPU.
+
+    \b
+    Examples:
+      qwen3moe-export generate export --weights Qwen3-30B-A3B --prompt "Once upon a time"
+      qwen3moe-export generate export --weights export/weights.safetensors --prompt-ids 5,9,77 --json
+    """
+    if sum(given is not None for given in (prompt, prompt_ids, prompts)) != 1:
+        raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
+    manifest = load_manifest(export)
+    if manifest.takes_embeddings:
+        raise InputError(
+            str(export),
+            got="an export of --inputs-embeds",
+            expected="one that takes token ids",
+            remedy="export again without --inputs-embeds",
+        )
+    folder = tokenizer or (weights if weights.is_dir() else weights.parent)
+    text = None if prompt_ids is not None and not (folder / "tokenizer.json").is_file() else Tokenizer(folder)
+    token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
+    params = SamplingParams(max_new_tokens, ignore_eos)
+    engine = _build_engine(export, manifest, weights, token_ids, params)
+    with spinner("generating"):
+        completions = engine.generate(token_ids, params)
+    _print(completions, text, as_json)
+
+
+def _parse_ids(text: str) -> list[list[int]]:
+    try:
+        return [[int(item) for item in text.split(",")]]
+    except ValueError:
+        raise InputError(
+            "--prompt-ids", got=repr(text), expected="integers with commas between", remedy="write for example 5,9,77"
+        ) from None
+
+
+def _encode(tokenizer: Tokenizer | None, prompt: str | None, prompts: Path | None) -> list[list[int]]:
+    assert tokenizer is not None
+    if prompts is None:
+        return [tokenizer.encode(prompt or "")]
+    if not prompts.is_file():
+        raise InputError("--prompts", got=f"no file {prompts}", expected="a text file", remedy="check the path")
+    try:
+        lines = [line for line in prompts.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(str(prompts), got=str(error), expected="text in UTF-8", remedy="convert the file") from None
+    if not lines:
+        raise InputError(str(prompts), got="no line", expected="a prompt a line", remedy="write at least one")
+    return [tokenizer.encode(line) for line in lines]
+
+
+def _build_engine(
+    export: Path, manifest: Manifest, weights: Path, token_ids: list[list[int]], params: SamplingParams
+) -> Engine:
+    """An engine whose KV pool holds as many of the requests at once as may run."""
+    needed = sorted((num_blocks_for(len(ids) + params.max_new_tokens, BLOCK_SIZE) for ids in token_ids), reverse=True)
+    limit = num_blocks_for(manifest.dims.max_position_embeddings, BLOCK_SIZE)
+    num_blocks = sum(min(blocks, limit) for blocks in needed[:MAX_SEQS])
+    config = OnnxRuntimeConfig(num_blocks, BLOCK_SIZE)
+    executor = OnnxRuntimeExecutor(export, manifest, open_checkpoint(weights), config, progress)
+    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), executor.max_model_len, MAX_STEP_TOKENS, MAX_SEQS)
+    return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids)
+
+
+def _print(completions: list[Completion], tokenizer: Tokenizer | None, as_json: bool) -> None:
+    texts = [tokenizer.decode(completion.token_ids) if tokenizer else None for completion in completions]
+    if as_json:
+        rows = [
+            {"token_ids": completion.token_ids, "text": text, "finish_reason": completion.finish_reason}
+            for completion, text in zip(completions, texts, strict=True)
+        ]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for completion, text in zip(completions, texts, strict=True):
+        click.echo(text if text is not None else ",".join(map(str, completion.token_ids)))

@@ -1,0 +1,119 @@
+"""Named edits of the exported graph. Each says what it requires and ensures, and fails if it found nothing to do.
+
+Owns: every difference between what torch.onnx wrote and what is saved. Must not know torch.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qwen3moe_engine.manifest import InputSpec, OutputSpec
+from qwen3moe_export.layout import FINAL_NORM, layer_prefix
+from qwen3moe_plugins.ops import DOMAIN, OPS, PLUGIN_NAMESPACE
+
+ONNX_DTYPES = {
+    "bf16": ir.DataType.BFLOAT16,
+    "fp16": ir.DataType.FLOAT16,
+    "fp32": ir.DataType.FLOAT,
+    "int32": ir.DataType.INT32,
+}
+
+PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
+
+
+class PassError(RuntimeError):
+    """The graph is not what a pass requires. Not the user's fault."""
+
+
+class _NamedPass(ir.passes.InPlacePass):
+    """Counts its edits; none at all is an error."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        edits = self.edit(model)
+        if edits == 0:
+            raise PassError(f"{type(self).__name__} found nothing to do")
+        return ir.passes.PassResult(model, modified=True)
+
+    def edit(self, model: ir.Model) -> int:
+        raise NotImplementedError
+
+
+class NameInterface(_NamedPass):
+    """Requires: inputs and outputs in the interface's order, dtypes and ranks. Ensures: its names and shapes."""
+
+    def __init__(self, inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]):
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    def edit(self, model: ir.Model) -> int:
+        pairs: list[tuple[ir.Value, InputSpec | OutputSpec]] = [
+            *zip(model.graph.inputs, self.inputs, strict=True),
+            *zip(model.graph.outputs, self.outputs, strict=True),
+        ]
+        for value, spec in pairs:
+            if value.dtype != ONNX_DTYPES[spec.dtype] or len(value.shape or ()) != len(spec.shape):
+                raise PassError(f"{value} is not {spec}")
+            value.name, value.shape = spec.name, ir.Shape(spec.shape)
+        return len(pairs)
+
+
+class NameHiddenStates(_NamedPass):
+    """Requires: each norm weight feeds one node. Ensures: what it normalises is named `hidden_states.N`, N the layer it
+    enters (the number of layers for the final norm, whose rows are those of `logits_indices`)."""
+
+    def __init__(self, num_layers: int):
+        super().__init__()
+        self.weights = [f"{layer_prefix(i)}input_layernorm.weight" for i in range(num_layers)] + [FINAL_NORM]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"hidden_states.{index}" for index in range(len(self.weights)))
+
+    def edit(self, model: ir.Model) -> int:
+        inputs = {value.name: value for value in model.graph.inputs}
+        for weight, name in zip(self.weights, self.names, strict=True):
+            (use,) = inputs[weight].uses()
+            entering = use.node.inputs[0]
+            if entering is None or entering.is_graph_input():
+                continue  # embeddings given by the caller keep their input's name
+            entering.name = name
+        return len(self.weights)
+
+
+class MarkPlugins(_NamedPass):
+    """Ensures: each custom operator names the TensorRT plugin that implements it; without `plugin_namespace` the parser
+    would inline the local function instead."""
+
+    def edit(self, model: ir.Model) -> int:
+        nodes = [node for node in model.graph if node.domain == DOMAIN]
+        for node in nodes:
+            node.attributes.update({name: ir.AttrString(name, value) for name, value in PLUGIN_ATTRIBUTES.items()})
+        return len(nodes)
+
+
+class WidenToFloat32(_NamedPass):
+    """Requires: a graph in bf16 or fp16. Ensures: the same graph in fp32, for a runtime without 16-bit kernels."""
+
+    def edit(self, model: ir.Model) -> int:
+        narrow = {ir.DataType.BFLOAT16, ir.DataType.FLOAT16}
+        values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+        widened = [value for value in values if value.dtype in narrow]
+        for value in widened:
+            value.dtype = ir.DataType.FLOAT
+        constants = [
+            node
+            for node in model.graph
+            if any(attr.type == ir.AttributeType.TENSOR for attr in node.attributes.values())
+        ]
+        if model.graph.initializers or constants:
+            raise PassError("a 16-bit constant would have to be converted: none is expected")
+        return len(widened)
+
+
+def count_ops(model: ir.Model) -> dict[str, int]:
+    """How many nodes of each declared operator the graph has."""
+    counts = {decl.name: 0 for decl in OPS}
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            counts[node.op_type] += 1
+    return counts

@@ -1,0 +1,97 @@
+"""The custom operators in torch: their eager bodies are what ONNX functions and CUDA kernels are held to.
+
+Owns: `torch.ops.qwen3moe.*`, their fake (shape) functions, and the check that their signatures are those declared in
+qwen3moe_plugins.ops. Functional: kv_cache is copied, never written in place, as torch.onnx cannot export mutation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen3moe_export.model import attend, rotate, route
+from qwen3moe_plugins.ops import DOMAIN, MOE, PAGED_ATTENTION, OpDecl
+
+
+@torch.library.custom_op(f"{DOMAIN}::PagedAttention", mutates_args=())
+def paged_attention(
+    qkv: Tensor,
+    q_norm_weight: Tensor,
+    k_norm_weight: Tensor,
+    cos_sin_cache: Tensor,
+    positions: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See PAGED_ATTENTION in qwen3moe_plugins.ops. Norm and rotation in fp32, rounded once; softmax in fp32."""
+    query, key, value = qkv.view(qkv.shape[0], -1, head_dim).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    cos_sin = cos_sin_cache[positions]
+    query = rotate(F.rms_norm(query.float(), (head_dim,), q_norm_weight.float(), eps), cos_sin).to(qkv.dtype)
+    key = rotate(F.rms_norm(key.float(), (head_dim,), k_norm_weight.float(), eps), cos_sin).to(qkv.dtype)
+    kv_cache = kv_cache.clone()
+    block_size = kv_cache.shape[3]
+    out = torch.zeros_like(query)
+    bounds = cu_seqlens.tolist()
+    for seq_idx, (start, end, num_context) in enumerate(zip(bounds, bounds[1:], context_lens.tolist(), strict=False)):
+        index = torch.arange(num_context)
+        block, slot = block_table[seq_idx, index // block_size], index % block_size
+        new = slice(num_context - (end - start), num_context)
+        kv_cache[block[new], 0, :, slot[new]] = key[start:end]
+        kv_cache[block[new], 1, :, slot[new]] = value[start:end]
+        keys, values = kv_cache[block, 0, :, slot], kv_cache[block, 1, :, slot]
+        out[start:end] = attend(query[start:end], keys, values, scale)
+    return out.flatten(1), kv_cache
+
+
+@paged_attention.register_fake
+def _(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    kv_cache, num_heads, head_dim = rest[4], rest[8], rest[10]
+    return qkv.new_empty(qkv.shape[0], num_heads * head_dim), torch.empty_like(kv_cache)
+
+
+@torch.library.custom_op(f"{DOMAIN}::MoE", mutates_args=())
+def moe(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    expert_map: Tensor,
+    top_k: int,
+    norm_topk_prob: int,
+) -> Tensor:
+    """See MOE in qwen3moe_plugins.ops. Weighted sum in fp32, rounded once."""
+    weights, chosen = route(router_logits, top_k, bool(norm_topk_prob))
+    out = torch.zeros_like(hidden, dtype=torch.float32)
+    for expert_idx, slot in enumerate(expert_map.tolist()):
+        token, rank = torch.where(chosen == expert_idx)
+        if slot < 0 or token.numel() == 0:
+            continue
+        gate, up = F.linear(hidden[token], gate_up[slot]).chunk(2, dim=-1)
+        out[token] += F.linear(F.silu(gate) * up, down[slot]).float() * weights[token, rank, None]
+    return out.to(hidden.dtype)
+
+
+@moe.register_fake
+def _(hidden: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(hidden)
+
+
+def _check_signature(op: torch._ops.OpOverload, declaration: OpDecl) -> None:
+    """Argument names of the torch operator are the declared inputs and attributes, in order."""
+    declared = [decl.name for decl in declaration.inputs] + [decl.name for decl in declaration.attributes]
+    assert [argument.name for argument in op._schema.arguments] == declared, (op, declared)
+    assert len(op._schema.returns) == len(declaration.outputs), op
+
+
+_check_signature(torch.ops.qwen3moe.PagedAttention.default, PAGED_ATTENTION)
+_check_signature(torch.ops.qwen3moe.MoE.default, MOE)

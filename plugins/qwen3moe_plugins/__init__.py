@@ -1,0 +1,1 @@
+"""Declarations of the qwen3moe operators, and the libraries that implement them in CUDA."""

@@ -1,0 +1,88 @@
+"""libqwen3moe_kernels through ctypes: the structures and functions of `include/qwen3moe/kernels.h`.
+
+Owns: the Python view of the C API. Must not know torch or TensorRT; pointers and the stream are plain integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_size_t, c_void_p
+from pathlib import Path
+
+BF16, FP16 = 0, 1
+
+
+class KernelError(RuntimeError):
+    """A kernel returned a status other than success."""
+
+
+def _structure(name: str, fields: list[tuple[str, type]]) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+PagedAttentionShape = _structure(
+    "PagedAttentionShape",
+    [(name, c_int32) for name in (
+        "dtype", "num_tokens", "num_seqs", "num_heads", "num_kv_heads", "head_dim",
+        "num_blocks", "block_size", "max_blocks", "num_positions")]
+    + [("scale", c_float), ("eps", c_float)],
+)  # fmt: skip
+PagedAttentionTensors = _structure(
+    "PagedAttentionTensors",
+    [(name, c_void_p) for name in (
+        "qkv", "q_norm_weight", "k_norm_weight", "cos_sin_cache", "positions", "kv_cache",
+        "block_table", "cu_seqlens", "context_lens", "out")],
+)  # fmt: skip
+MoEShape = _structure(
+    "MoEShape",
+    [(name, c_int32) for name in (
+        "dtype", "num_tokens", "hidden_size", "intermediate_size",
+        "num_experts", "num_local_experts", "top_k", "norm_topk_prob")],
+)  # fmt: skip
+MoETensors = _structure(
+    "MoETensors",
+    [(name, c_void_p) for name in ("hidden", "router_logits", "gate_up", "down", "expert_map", "out")],
+)
+SampleShape = _structure("SampleShape", [("num_rows", c_int32), ("vocab_size", c_int32)])
+SampleTensors = _structure(
+    "SampleTensors",
+    [(name, c_void_p) for name in (
+        "logits", "temperature", "top_k", "top_p", "min_p", "seed", "offset", "token")],
+)  # fmt: skip
+
+_OPS = {
+    "paged_attention": (PagedAttentionShape, PagedAttentionTensors),
+    "moe": (MoEShape, MoETensors),
+    "sample": (SampleShape, SampleTensors),
+}
+
+
+class KernelLibrary:
+    """The loaded library. `path` names the shared object; OSError if it cannot be loaded."""
+
+    def __init__(self, path: Path | str):
+        self._library = ctypes.CDLL(str(path))
+        self._library.qwen3moe_last_error.restype = ctypes.c_char_p
+        self._library.qwen3moe_version.restype = ctypes.c_char_p
+        for op, (shape, tensors) in _OPS.items():
+            workspace_size = getattr(self._library, f"qwen3moe_{op}_workspace_size")
+            workspace_size.argtypes, workspace_size.restype = [ctypes.POINTER(shape)], c_size_t
+            run = getattr(self._library, f"qwen3moe_{op}")
+            run.argtypes = [ctypes.POINTER(shape), ctypes.POINTER(tensors), c_void_p, c_size_t, c_void_p]
+            run.restype = c_int32
+
+    @property
+    def version(self) -> str:
+        return self._library.qwen3moe_version().decode()
+
+    def workspace_size(self, op: str, shape: ctypes.Structure) -> int:
+        """Bytes of scratch memory that `op` (paged_attention, moe, sample) needs at `shape`."""
+        return getattr(self._library, f"qwen3moe_{op}_workspace_size")(ctypes.byref(shape))
+
+    def run(self, op: str, shape: ctypes.Structure, tensors: ctypes.Structure,
+            workspace: int, workspace_size: int, stream: int) -> None:  # fmt: skip
+        """Enqueues `op` on `stream`. `workspace` is a device address. Raises KernelError with the library's message."""
+        function = getattr(self._library, f"qwen3moe_{op}")
+        status = function(ctypes.byref(shape), ctypes.byref(tensors), workspace, workspace_size, stream)
+        if status != 0:
+            raise KernelError(f"{op}: status {status}: {self._library.qwen3moe_last_error().decode()}")

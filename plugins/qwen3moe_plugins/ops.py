@@ -1,0 +1,110 @@
+"""The custom operators, declared once, as data.
+
+Owns: names, versions, inputs, outputs and attributes of every operator in the `qwen3moe` domain. Torch, ONNX and C++
+are checked against these declarations. Must not know torch, onnx or TensorRT.
+
+Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
+heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DOMAIN = "qwen3moe"
+PLUGIN_NAMESPACE = "qwen3moe"
+
+ACTIVATION = "activation"
+FLOAT32 = "float32"
+INT32 = "int32"
+
+
+@dataclass(frozen=True)
+class TensorDecl:
+    """A tensor of an operator.
+
+    dtype: `activation` (bf16, fp16 or fp32, the same throughout one call), `float32` or `int32`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class AttributeDecl:
+    """A compile-time constant of an operator: `kind` is `int` or `float`."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class OpDecl:
+    """An operator. `aliases` maps an output's name to the input whose memory it shares in an engine."""
+
+    name: str
+    version: int
+    inputs: tuple[TensorDecl, ...]
+    outputs: tuple[TensorDecl, ...]
+    attributes: tuple[AttributeDecl, ...]
+    aliases: tuple[tuple[str, str], ...] = ()
+
+
+# Token t of sequence b (cu_seqlens[b] <= t < cu_seqlens[b + 1]) stands in its sequence's cache at index
+#   p = context_lens[b] - (cu_seqlens[b + 1] - cu_seqlens[b]) + (t - cu_seqlens[b])
+# that is in block block_table[b, p // block_size], slot p % block_size, and attends to indices 0..p.
+# context_lens counts the new tokens. A sequence may have no new token. Tokens at or past cu_seqlens[B] are padding:
+# they write no key or value, and their rows of `out` are zero. Entries of block_table past a sequence's blocks are
+# ignored. Query and key heads are RMS-normalised over D, then rotated (halves paired: i with i + D/2) by row
+# positions[t] of the table, whose first D/2 columns are cosines and last D/2 sines.
+PAGED_ATTENTION = OpDecl(
+    name="PagedAttention",
+    version=1,
+    inputs=(
+        TensorDecl("qkv", ACTIVATION, ("T", "(Hq + 2 Hkv) D")),
+        TensorDecl("q_norm_weight", ACTIVATION, ("D",)),
+        TensorDecl("k_norm_weight", ACTIVATION, ("D",)),
+        TensorDecl("cos_sin_cache", FLOAT32, ("P", "D")),
+        TensorDecl("positions", INT32, ("T",)),
+        TensorDecl("kv_cache", ACTIVATION, ("num_blocks", "2", "Hkv", "block_size", "D")),
+        TensorDecl("block_table", INT32, ("B", "max_blocks")),
+        TensorDecl("cu_seqlens", INT32, ("B + 1",)),
+        TensorDecl("context_lens", INT32, ("B",)),
+    ),
+    outputs=(
+        TensorDecl("out", ACTIVATION, ("T", "Hq D")),
+        TensorDecl("kv_cache_out", ACTIVATION, ("num_blocks", "2", "Hkv", "block_size", "D")),
+    ),
+    attributes=(
+        AttributeDecl("num_heads", "int"),
+        AttributeDecl("num_kv_heads", "int"),
+        AttributeDecl("head_dim", "int"),
+        AttributeDecl("scale", "float"),
+        AttributeDecl("eps", "float"),
+    ),
+    aliases=(("kv_cache_out", "kv_cache"),),
+)
+
+# Softmax of router_logits over all E in fp32, the top_k largest (the lower index first among equals), divided by their
+# sum if norm_topk_prob; then the sum over the chosen experts e of weight * down[s] @ (silu(g) * u), where
+# [g; u] = gate_up[s] @ x and s = expert_map[e]. An expert with slot -1 is not held here and adds nothing.
+MOE = OpDecl(
+    name="MoE",
+    version=1,
+    inputs=(
+        TensorDecl("hidden", ACTIVATION, ("T", "H")),
+        TensorDecl("router_logits", ACTIVATION, ("T", "E")),
+        TensorDecl("gate_up", ACTIVATION, ("E_local", "2 I", "H")),
+        TensorDecl("down", ACTIVATION, ("E_local", "H", "I")),
+        TensorDecl("expert_map", INT32, ("E",)),
+    ),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "H")),),
+    attributes=(AttributeDecl("top_k", "int"), AttributeDecl("norm_topk_prob", "int")),
+)
+
+OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE)
