@@ -6,7 +6,7 @@ Owns: the Python view of the C API. Must not know torch or TensorRT; pointers an
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_size_t, c_void_p
+from ctypes import c_float, c_int32, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
 BF16, FP16 = 0, 1
@@ -43,6 +43,16 @@ MoETensors = _structure(
     "MoETensors",
     [(name, c_void_p) for name in ("hidden", "router_logits", "gate_up", "down", "expert_map", "out")],
 )
+RMSNormShape = _structure(
+    "RMSNormShape", [("dtype", c_int32), ("num_tokens", c_int32), ("hidden_size", c_int32), ("eps", c_float)]
+)
+RMSNormTensors = _structure(
+    "RMSNormTensors", [(name, c_void_p) for name in ("x", "residual", "weight", "out", "residual_out")]
+)
+FillShape = _structure(
+    "FillShape", [("count", c_uint64), ("seed", c_uint64), ("dtype", c_int32), ("low", c_float), ("high", c_float)]
+)
+FillTensors = _structure("FillTensors", [("values", c_void_p)])
 SampleShape = _structure("SampleShape", [("num_rows", c_int32), ("vocab_size", c_int32)])
 SampleTensors = _structure(
     "SampleTensors",
@@ -53,6 +63,8 @@ SampleTensors = _structure(
 _OPS = {
     "paged_attention": (PagedAttentionShape, PagedAttentionTensors),
     "moe": (MoEShape, MoETensors),
+    "rms_norm": (RMSNormShape, RMSNormTensors),
+    "fill": (FillShape, FillTensors),
     "sample": (SampleShape, SampleTensors),
 }
 
@@ -64,25 +76,31 @@ class KernelLibrary:
         self._library = ctypes.CDLL(str(path))
         self._library.qwen3moe_last_error.restype = ctypes.c_char_p
         self._library.qwen3moe_version.restype = ctypes.c_char_p
-        for op, (shape, tensors) in _OPS.items():
-            workspace_size = getattr(self._library, f"qwen3moe_{op}_workspace_size")
-            workspace_size.argtypes, workspace_size.restype = [ctypes.POINTER(shape)], c_size_t
-            run = getattr(self._library, f"qwen3moe_{op}")
-            run.argtypes = [ctypes.POINTER(shape), ctypes.POINTER(tensors), c_void_p, c_size_t, c_void_p]
-            run.restype = c_int32
 
     @property
     def version(self) -> str:
         return self._library.qwen3moe_version().decode()
 
     def workspace_size(self, op: str, shape: ctypes.Structure) -> int:
-        """Bytes of scratch memory that `op` (paged_attention, moe, sample) needs at `shape`."""
-        return getattr(self._library, f"qwen3moe_{op}_workspace_size")(ctypes.byref(shape))
+        """Bytes of scratch memory that `op`, one of the names in `_OPS`, needs at `shape`."""
+        function = getattr(self._library, f"qwen3moe_{op}_workspace_size")
+        function.argtypes, function.restype = [ctypes.POINTER(_OPS[op][0])], c_size_t
+        return function(ctypes.byref(shape))
 
-    def run(self, op: str, shape: ctypes.Structure, tensors: ctypes.Structure,
-            workspace: int, workspace_size: int, stream: int) -> None:  # fmt: skip
+    def run(
+        self,
+        op: str,
+        shape: ctypes.Structure,
+        tensors: ctypes.Structure,
+        workspace: int,
+        workspace_size: int,
+        stream: int,
+    ) -> None:
         """Enqueues `op` on `stream`. `workspace` is a device address. Raises KernelError with the library's message."""
         function = getattr(self._library, f"qwen3moe_{op}")
+        shape_type, tensors_type = _OPS[op]
+        pointers = [ctypes.POINTER(shape_type), ctypes.POINTER(tensors_type)]
+        function.argtypes, function.restype = [*pointers, c_void_p, c_size_t, c_void_p], c_int32
         status = function(ctypes.byref(shape), ctypes.byref(tensors), workspace, workspace_size, stream)
         if status != 0:
             raise KernelError(f"{op}: status {status}: {self._library.qwen3moe_last_error().decode()}")

@@ -107,4 +107,26 @@ MOE = OpDecl(
     attributes=(AttributeDecl("top_k", "int"), AttributeDecl("norm_topk_prob", "int")),
 )
 
-OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE)
+# weight * x / sqrt(mean(x^2) + eps) over H, in fp32, rounded once.
+RMS_NORM = OpDecl(
+    name="RMSNorm",
+    version=1,
+    inputs=(TensorDecl("x", ACTIVATION, ("T", "H")), TensorDecl("weight", ACTIVATION, ("H",))),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "H")),),
+    attributes=(AttributeDecl("eps", "float"),),
+)
+
+# residual_out = x + residual, rounded; out = RMSNorm(residual_out).
+ADD_RMS_NORM = OpDecl(
+    name="AddRMSNorm",
+    version=1,
+    inputs=(
+        TensorDecl("x", ACTIVATION, ("T", "H")),
+        TensorDecl("residual", ACTIVATION, ("T", "H")),
+        TensorDecl("weight", ACTIVATION, ("H",)),
+    ),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "H")), TensorDecl("residual_out", ACTIVATION, ("T", "H"))),
+    attributes=(AttributeDecl("eps", "float"),),
+)
+
+OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM)

@@ -88,6 +88,42 @@ size_t qwen3moe_moe_workspace_size(const qwen3moe_moe_shape* shape);
 int32_t qwen3moe_moe(const qwen3moe_moe_shape* shape, const qwen3moe_moe_tensors* tensors,
                      void* workspace, size_t workspace_size, qwen3moe_stream stream);
 
+/* RMSNorm and AddRMSNorm. out = weight * x / rms(x), where with a residual x stands for x + residual, rounded first. */
+typedef struct {
+    int32_t dtype;        /* qwen3moe_dtype of every tensor */
+    int32_t num_tokens;   /* T */
+    int32_t hidden_size;  /* H, a multiple of 8, at most 16384 */
+    float eps;            /* added to the mean square */
+} qwen3moe_rms_norm_shape;
+
+typedef struct {
+    const void* x;         /* [T, H] */
+    const void* residual;  /* [T, H], or NULL */
+    const void* weight;    /* [H] */
+    void* out;             /* [T, H] */
+    void* residual_out;    /* [T, H]: x + residual; NULL if residual is */
+} qwen3moe_rms_norm_tensors;
+
+size_t qwen3moe_rms_norm_workspace_size(const qwen3moe_rms_norm_shape* shape);
+int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_rms_norm_tensors* tensors,
+                          void* workspace, size_t workspace_size, qwen3moe_stream stream);
+
+/* Pseudo-random weights: element i is low + (high - low) * u, u in [0, 1) from the splitmix64 hash of seed and i. */
+typedef struct {
+    uint64_t count;
+    uint64_t seed;
+    int32_t dtype; /* qwen3moe_dtype of values */
+    float low, high;
+} qwen3moe_fill_shape;
+
+typedef struct {
+    void* values; /* [count] */
+} qwen3moe_fill_tensors;
+
+size_t qwen3moe_fill_workspace_size(const qwen3moe_fill_shape* shape);
+int32_t qwen3moe_fill(const qwen3moe_fill_shape* shape, const qwen3moe_fill_tensors* tensors, void* workspace,
+                      size_t workspace_size, qwen3moe_stream stream);
+
 /* Batch sampling, one row of logits a request. All arrays have num_rows elements unless said otherwise. */
 typedef struct {
     int32_t num_rows;

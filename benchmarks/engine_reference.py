@@ -1,0 +1,105 @@
+"""The logits that engine_step.py wrote, against plain torch with the same pseudo-random weights, layer by layer.
+
+python benchmarks/engine_reference.py EXPORT CONFIG logits.npz --kernels libqwen3moe_kernels.so
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3moe_engine.manifest import InputSpec, load_manifest
+from qwen3moe_engine.tensorrt.loading import random_range, random_seed
+from qwen3moe_engine.weights import WeightPlan
+from qwen3moe_export.config import Qwen3MoeConfig, load_config
+from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from qwen3moe_export.load import unpack
+from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm
+from qwen3moe_export.rope import cos_sin_table
+from qwen3moe_plugins.kernels import FP16, FillShape, FillTensors, KernelLibrary
+
+SEED = 7
+
+
+def make(spec: InputSpec, kernels: KernelLibrary) -> Tensor:
+    """The weight as the engine filled it."""
+    values = torch.empty(spec.static_shape, dtype=torch.float16, device="cuda")
+    shape = FillShape(values.numel(), random_seed(spec.name, SEED), FP16, *random_range(spec))
+    kernels.run("fill", shape, FillTensors(values.data_ptr()), 0, 0, torch.cuda.current_stream().cuda_stream)
+    return values
+
+
+def run_layer(
+    config: Qwen3MoeConfig,
+    layer_idx: int,
+    specs: list[InputSpec],
+    kernels: KernelLibrary,
+    x: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    with torch.device("meta"):
+        layer = DecoderLayer(config, layer_idx)
+    prefix = layer_prefix(layer_idx)
+    values = {
+        name: value for spec in specs for name, value in unpack(WeightPlan(spec, ()), make(spec, kernels)).items()
+    }
+    layer.load_state_dict({name.removeprefix(prefix): value.to(dtype) for name, value in values.items()}, assign=True)
+    cos_sin = cos_sin_table(config, torch.arange(len(x))).cuda()
+    with torch.device("cuda"):
+        return layer(x, cos_sin, KVCache(config, dtype))
+
+
+def reference_logits(
+    export: Path, config: Qwen3MoeConfig, kernels: KernelLibrary, tokens: Tensor, dtype: torch.dtype
+) -> Tensor:
+    specs = {spec.name: spec for spec in load_manifest(export).of_kind("weight")}
+    x = make(specs[EMBEDDING], kernels)[tokens.long()].to(dtype)
+    for layer_idx in range(config.num_layers):
+        prefix = layer_prefix(layer_idx)
+        x = run_layer(
+            config, layer_idx, [spec for name, spec in specs.items() if name.startswith(prefix)], kernels, x, dtype
+        )
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps).cuda().to(dtype)
+    norm.weight.data = make(specs[FINAL_NORM], kernels).to(dtype)
+    head = make(specs[LM_HEAD], kernels).to(dtype)
+    return (norm(x) @ head.T).float()
+
+
+def describe(name: str, got: Tensor, truth: Tensor) -> str:
+    cosine = torch.nn.functional.cosine_similarity(got, truth, dim=-1)
+    relative = (got - truth).norm() / truth.norm()
+    kl = torch.nn.functional.kl_div(got.log_softmax(-1), truth.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
+    top1 = (got.argmax(-1) == truth.argmax(-1)).float().mean()
+    return f"| {name} | {cosine.min():.6f} | {relative:.5f} | {kl.mean():.3e} | {kl.max():.3e} | {top1:.3f} |"
+
+
+@click.command()
+@click.argument("export", type=click.Path(path_type=Path))
+@click.argument("config_path", type=click.Path(path_type=Path))
+@click.argument("logits", type=click.Path(path_type=Path))
+@click.option("--kernels", "kernels_path", type=click.Path(path_type=Path), required=True)
+@torch.no_grad()
+def main(export: Path, config_path: Path, logits: Path, kernels_path: Path) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config, kernels = load_config(config_path), KernelLibrary(kernels_path)
+    saved = np.load(logits)
+    tokens, engine = torch.from_numpy(saved["tokens"]).cuda(), torch.from_numpy(saved["logits"]).cuda()
+    rows = slice(-len(engine), None)  # the prompt's last position and every one behind it
+    narrow, truth = (
+        reference_logits(export, config, kernels, tokens, dtype)[rows] for dtype in (torch.float16, torch.float32)
+    )
+    print(f"logits of {len(truth)} positions, std {truth.std():.3f}")
+    print("| | cosine, min | relative L2 | KL, mean | KL, max | top-1 |\n|---|---|---|---|---|---|")
+    print(describe("engine against torch fp32", engine, truth))
+    print(describe("torch fp16 against torch fp32", narrow, truth))
+    print(describe("engine against torch fp16", engine, narrow))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The TensorRT executor: a plan on one GPU.
+
+Owns: the engine, its execution contexts, and the CUDA graphs of decode steps. What is bound lies in `bindings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3moe_engine.batch import Batch, pad_batch
+from qwen3moe_engine.block_manager import num_blocks_for
+from qwen3moe_engine.checkpoint import Checkpoint
+from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.tensorrt.bindings import Bindings
+from qwen3moe_engine.tensorrt.cuda import Graph, Stream, current_device
+from qwen3moe_engine.tensorrt.flavour import load_tensorrt
+from qwen3moe_engine.tensorrt.loading import LoadReport, Progress, random_weights, stream_weights
+from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
+from qwen3moe_engine.weights import WeightPlan, plan_manifest
+from qwen3moe_plugins.errors import InputError
+from qwen3moe_plugins.kernels import KernelLibrary
+from qwen3moe_plugins.library import KERNELS, find_library
+
+DECODE, ANY_STEP = 0, 1  # the plan's profiles
+
+
+@dataclass(frozen=True)
+class TensorRTConfig:
+    """num_blocks: of the KV pool; None for as many as leave `1 - memory_fraction` of the GPU free.
+
+    max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps.
+    random_seed: weights are made on the device instead of read from a checkpoint.
+    """
+
+    num_blocks: int | None = None
+    memory_fraction: float = 0.9
+    max_logits: int | None = None
+    cuda_graphs: bool = False
+    random_seed: int | None = None
+
+
+class TensorRTExecutor:
+    """Runs `plan`. Raises InputError if plan, export, plugins, GPU and weights do not fit together.
+
+    checkpoint: None with a `random_seed` in the configuration.
+    """
+
+    def __init__(
+        self,
+        export: Path,
+        manifest: Manifest,
+        plan: Path,
+        checkpoint: Checkpoint | None,
+        config: TensorRTConfig,
+        progress: Progress,
+        plugin_folder: Path | None = None,
+    ):
+        info = load_plan_info(plan)
+        self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
+        check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
+        weights = plan_manifest(manifest, checkpoint) if checkpoint is not None else None
+        self._config, self._limits = config, info.limits
+        self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
+        self.device = current_device()
+        self._engine = self._deserialize(plan)
+        self._stream = Stream()
+        self._bindings = Bindings(manifest, info.limits, config.max_logits or info.limits.max_seqs, self._stream)
+        kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
+        self.load_report = self._load(manifest, weights, kernels, progress)
+        self._scratch = self._bindings.memory.allocate(self._engine.device_memory_size, "activations")
+        reserve_bytes = (1.0 - config.memory_fraction) * self.device.total_memory
+        self.num_blocks = self._bindings.place_kv_pool(config.num_blocks, reserve_bytes)
+        self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
+        self._graphs: dict[int, Graph] = {}
+
+    def execute(self, batch: Batch) -> NDArray[np.float32]:
+        num_rows = len(batch.logits_indices)
+        is_decode = len(batch.tokens) == len(batch.context_lens) == num_rows
+        if self._config.cuda_graphs and is_decode and num_rows <= self._limits.max_seqs:
+            self._replay(batch)
+        else:
+            self._bindings.send(batch)
+            profile = DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
+            self._enqueue(self._contexts[profile], batch)
+        return self._bindings.fetch_logits(num_rows)
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._contexts.clear()
+        self._bindings.close()
+        self._stream.close()
+
+    def __enter__(self) -> TensorRTExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _deserialize(self, plan: Path) -> Any:
+        self._runtime = self._tensorrt.trt.Runtime(self._tensorrt.logger)  # must outlive the engine
+        engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if engine is None:
+            where = f"{self.device.name} ({self.device.compute_capability})"
+            raise InputError(
+                str(plan),
+                got=f"a plan that TensorRT {self._tensorrt.version} refuses on {where}",
+                expected="one built for this GPU",
+                remedy="build it again with --target",
+            )
+        return engine
+
+    def _load(
+        self, manifest: Manifest, weights: list[WeightPlan] | None, kernels: KernelLibrary, progress: Progress
+    ) -> LoadReport:
+        addresses = self._bindings.addresses
+        if weights is not None:
+            return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
+        assert self._config.random_seed is not None, "neither a checkpoint nor a seed"
+        return random_weights(manifest.of_kind("weight"), addresses, self._config.random_seed, kernels, self._stream)
+
+    def _make_context(self, profile: int) -> Any:
+        """A context with every address bound. All share one scratch memory, as only one runs at a time."""
+        context = self._engine.create_execution_context_without_device_memory()
+        context.device_memory = self._scratch
+        if not context.set_optimization_profile_async(profile, self._stream.handle):
+            raise RuntimeError(f"TensorRT refused profile {profile}; its messages stand above")
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            assert context.set_tensor_address(name, self._bindings.addresses[name]), name
+        for name, shape in self._bindings.shapes.items():
+            assert context.set_input_shape(name, shape), (name, shape)
+        return context
+
+    def _enqueue(self, context: Any, batch: Batch) -> None:
+        for name, array in batch.inputs().items():
+            if not context.set_input_shape(name, array.shape):
+                raise RuntimeError(f"{name} {array.shape} is outside the plan's profile {self._limits}")
+        if not context.execute_async_v3(self._stream.handle):
+            raise RuntimeError(f"TensorRT could not run a step of {len(batch.tokens)} tokens; its messages stand above")
+
+    def _replay(self, batch: Batch) -> None:
+        """Runs a decode step as the CUDA graph of its bucket; the first of a bucket runs as it is and is captured."""
+        bucket = decode_bucket(len(batch.tokens), self._limits.max_seqs)
+        padded = pad_batch(batch, bucket, num_blocks_for(self._limits.max_context, self.block_size))
+        self._bindings.send(padded)
+        if bucket in self._graphs:
+            self._graphs[bucket].launch()
+            return
+        context = self._contexts[DECODE]  # TensorRT 8.6 lets a profile have one context only
+        self._enqueue(context, padded)
+        self._graphs[bucket] = self._stream.capture(lambda: self._enqueue(context, padded))
+
+
+def decode_bucket(num_seqs: int, max_seqs: int) -> int:
+    """The number of sequences a decode step is padded to: powers of two, so that few graphs serve every batch."""
+    return min(1 << (num_seqs - 1).bit_length(), max_seqs)

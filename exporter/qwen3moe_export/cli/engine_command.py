@@ -1,0 +1,79 @@
+"""`qwen3moe-export engine`: an export's graph to a TensorRT plan. Needs no torch and no weights."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.tensorrt.plan import Limits
+from qwen3moe_export.cli.progress import spinner
+
+_DEFAULTS = {field.name: field.default for field in fields(Limits)}
+
+
+@click.command()
+@click.argument("export", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Plan to write.  [default: EXPORT/FLAVOUR[-TARGETS].plan]",
+)
+@click.option("--tensorrt", type=click.Choice(["auto", "rtx", "8", "10", "11"]), default="auto", show_default=True)
+@click.option("--target", help="Compute capabilities such as sm80,sm89.  [default: the GPU present]")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=_DEFAULTS["max_tokens"], show_default=True, help="Of one step."
+)
+@click.option(
+    "--max-seqs", type=click.IntRange(1), default=_DEFAULTS["max_seqs"], show_default=True, help="In one step."
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(1),
+    default=_DEFAULTS["max_context"],
+    show_default=True,
+    help="Tokens of a sequence.",
+)
+@click.option(
+    "--block-size", type=click.Choice(["16", "32", "64"]), default=str(_DEFAULTS["block_size"]), show_default=True
+)
+@click.option(
+    "--plugins",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the plugin libraries.  [default: the package's]",
+)
+def command(
+    export: Path,
+    output: Path | None,
+    tensorrt: str,
+    target: str | None,
+    plugins: Path | None,
+    block_size: str,
+    **limits: Any,
+) -> None:
+    """Build a TensorRT plan from EXPORT, with a sidecar that binds the two.
+
+    \b
+    Examples:
+      qwen3moe-export engine export
+      qwen3moe-export engine export --tensorrt rtx --target sm89,sm120 --max-tokens 4096
+    """
+    from qwen3moe_engine.tensorrt.build import build_plan
+    from qwen3moe_engine.tensorrt.flavour import load_tensorrt
+    from qwen3moe_engine.tensorrt.plan import save_plan
+
+    manifest = load_manifest(export)
+    targets = tuple(target.split(",")) if target else ()
+    with spinner("building"):
+        loaded = load_tensorrt(tensorrt, plugins)
+        plan, info = build_plan(export, manifest, loaded, Limits(block_size=int(block_size), **limits), targets)
+    path = output or export / f"{'-'.join((f'tensorrt-{info.flavour}', *targets))}.plan"
+    save_plan(plan, info, path)
+    click.echo(
+        f"{path}: TensorRT {info.flavour} {info.tensorrt_version}, {', '.join(targets) or 'this GPU'}, {info.dtype}, "
+        f"{info.plugin_layers} plugin layers; {len(plan) / 1e6:.1f} MB in {info.build_seconds:.1f} s"
+    )

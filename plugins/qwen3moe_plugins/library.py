@@ -1,0 +1,34 @@
+"""Where the built libraries are.
+
+Owns: their file names, and the one folder that is looked in. Must not know how they are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+KERNELS = "libqwen3moe_kernels.so"
+PLUGINS = "libqwen3moe_plugins.so"
+PLUGINS_TRT8 = "libqwen3moe_plugins_trt8.so"
+# An empty library whose name TensorRT-RTX's ONNX parser looks for and pip's TensorRT-RTX lacks. To be loaded with
+# ctypes.CDLL after `import tensorrt_rtx` and before a node with a plugin is parsed, which aborts the process otherwise.
+TENSORRT_RTX_NAME = "libtensorrt_rtx.so"
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent / "lib"
+
+
+class LibraryNotFoundError(FileNotFoundError):
+    """A library is not where it was looked for."""
+
+
+def find_library(name: str, folder: Path | str | None = None) -> Path:
+    """The absolute path of library `name` in `folder`, or in the package's own `lib` where no folder is given.
+
+    The plugin libraries find the kernels beside themselves, so a folder holds them all.
+    """
+    path = (PACKAGE_FOLDER if folder is None else Path(folder).resolve()) / name
+    if not path.is_file():
+        raise LibraryNotFoundError(
+            f"{path}: no such file. `make plugins` builds it into {PACKAGE_FOLDER}; or name the folder that holds it."
+        )
+    return path

@@ -1,0 +1,42 @@
+#include "attention_launch.cuh"
+#include "attention_rows.cuh"
+
+namespace qwen3moe {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// D / 16 lanes for each (token, key/value head).
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(kThreads) append_kernel(const AttentionParams<T, kHeadDim> params) {
+    constexpr int kLanes = kRowLanes<kHeadDim>;
+    zero_padding(params);
+
+    const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
+    const int32_t token = static_cast<int32_t>(row / params.num_kv_heads);
+    const int32_t kv_head = static_cast<int32_t>(row % params.num_kv_heads);
+    if (token >= params.batch.first_padding_token()) return;
+    const Sequence seq = params.batch.sequence_of_token(token);
+    if (seq.num_new <= params.max_decode_tokens) return;
+
+    append_token(params, seq, token - seq.first_token, kv_head, threadIdx.x % kLanes);
+}
+
+}  // namespace
+
+template <typename T, int kHeadDim>
+cudaError_t launch_append(const AttentionParams<T, kHeadDim>& params, cudaStream_t stream) {
+    constexpr int kRowsPerCta = kThreads / kRowLanes<kHeadDim>;
+    const int64_t rows = int64_t{params.batch.num_tokens} * params.num_kv_heads;
+    const unsigned ctas = static_cast<unsigned>((rows + kRowsPerCta - 1) / kRowsPerCta);
+    append_kernel<<<ctas, kThreads, 0, stream>>>(params);
+    return cudaGetLastError();
+}
+
+template cudaError_t launch_append(const AttentionParams<__nv_bfloat16, 64>&, cudaStream_t);
+template cudaError_t launch_append(const AttentionParams<__nv_bfloat16, 128>&, cudaStream_t);
+template cudaError_t launch_append(const AttentionParams<__half, 64>&, cudaStream_t);
+template cudaError_t launch_append(const AttentionParams<__half, 128>&, cudaStream_t);
+
+}  // namespace qwen3moe

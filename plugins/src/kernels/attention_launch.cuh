@@ -1,0 +1,27 @@
+// The launchers of PagedAttention's kernels; each returns the error of its launch.
+// Instantiated for bf16 and fp16, head_dim 64 and 128, in the kernels' own files.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "attention_params.cuh"
+#include "attention_plan.h"
+
+namespace qwen3moe {
+
+// Writes the keys and values of the prefill kernel's sequences, and zeroes the padding rows of the output.
+template <typename T, int kHeadDim>
+cudaError_t launch_append(const AttentionParams<T, kHeadDim>& params, cudaStream_t stream);
+
+// Attention of sequences with more than params.max_decode_tokens new tokens, after launch_append. A kernel for wgmma
+// and TMA (sm_90a) takes this function's place.
+template <typename T, int kHeadDim>
+cudaError_t launch_prefill(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, cudaStream_t stream);
+
+// Writes the keys and values, and computes the attention, of all other sequences. If no prefill is planned, zeroes the
+// padding rows too: a decode step is this one launch.
+template <typename T, int kHeadDim>
+cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, void* workspace,
+                          cudaStream_t stream);
+
+}  // namespace qwen3moe

@@ -1,0 +1,8 @@
+#include "moe_run.cuh"
+
+namespace qwen3moe::moe {
+
+template int32_t run<__nv_bfloat16>(const Config&, const qwen3moe_moe_shape&, const qwen3moe_moe_tensors&, void*,
+                                    cudaStream_t);
+
+}  // namespace qwen3moe::moe

@@ -1,0 +1,120 @@
+// Launches the kernels of a MoE call, chunk by chunk.
+#pragma once
+
+#include "moe_combine.cuh"
+#include "moe_gemv.cuh"
+#include "moe_mma_gemm.cuh"
+#include "moe_plan.cuh"
+#include "moe_route.cuh"
+#include "moe_run.h"
+#include "moe_wgmma_gemm.cuh"
+
+namespace qwen3moe::moe {
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+template <typename T>
+Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, const qwen3moe_moe_tensors& tensors,
+                      void* workspace, int first_token) {
+    const WorkspaceLayout layout(shape);
+    char* const scratch = static_cast<char*>(workspace);
+    const size_t first = first_token;
+    Params<T> p{};
+    p.num_tokens = std::min(shape.num_tokens - first_token, kChunkTokens);
+    p.hidden_size = shape.hidden_size;
+    p.intermediate_size = shape.intermediate_size;
+    p.num_experts = shape.num_experts;
+    p.num_local_experts = shape.num_local_experts;
+    p.top_k = shape.top_k;
+    p.norm_topk_prob = shape.norm_topk_prob != 0;
+    p.tile_rows = config.tile_rows;
+    p.num_tiles = max_tiles(p.num_tokens * p.top_k, p.tile_rows, p.num_experts);
+    p.hidden = static_cast<const T*>(tensors.hidden) + first * shape.hidden_size;
+    p.router_logits = static_cast<const T*>(tensors.router_logits) + first * shape.num_experts;
+    p.gate_up = static_cast<const T*>(tensors.gate_up);
+    p.down = static_cast<const T*>(tensors.down);
+    p.expert_map = tensors.expert_map;
+    p.out = static_cast<T*>(tensors.out) + first * shape.hidden_size;
+    p.topk_weight = reinterpret_cast<float*>(scratch + layout.topk_weight);
+    p.topk_slot = reinterpret_cast<int*>(scratch + layout.topk_slot);
+    p.topk_expert = reinterpret_cast<int16_t*>(scratch + layout.topk_expert);
+    p.row_assignment = reinterpret_cast<int*>(scratch + layout.row_assignment);
+    p.tiles = reinterpret_cast<Tile*>(scratch + layout.tiles);
+    p.activation = reinterpret_cast<T*>(scratch + layout.activation);
+    p.expert_out = reinterpret_cast<float*>(scratch + layout.expert_out);
+    return p;
+}
+
+template <typename T>
+cudaError_t run_gemv(const Params<T>& p, bool dependent, cudaStream_t stream) {
+    const dim3 gate_up_grid(p.intermediate_size / (kGemvWarps * kGemvFeatures), p.num_tokens * p.top_k);
+    const dim3 down_grid(p.hidden_size / kGemvWarps, p.num_tokens);
+    cudaError_t status = launch_kernel(gemv_gate_up_kernel<T>, {gate_up_grid, kGemvThreads, 0, stream, false}, p);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(gemv_down_kernel<T>, {down_grid, kGemvThreads, 0, stream, dependent}, p);
+}
+
+template <typename T, int kTileRows>
+cudaError_t run_mma(const Params<T>& p, bool dependent, cudaStream_t stream) {
+    constexpr size_t kShared = MmaShape<kTileRows>::kSharedBytes;
+    const dim3 gate_up_grid(ceil_div(2 * p.intermediate_size, kMmaCols), p.num_tiles);
+    const dim3 down_grid(ceil_div(p.hidden_size, kMmaCols), p.num_tiles);
+    cudaError_t status = launch_kernel(mma_gemm_kernel<T, Product::kGateUp, kTileRows>,
+                                       {gate_up_grid, kMmaThreads, kShared, stream, dependent}, p);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(mma_gemm_kernel<T, Product::kDown, kTileRows>,
+                         {down_grid, kMmaThreads, kShared, stream, dependent}, p);
+}
+
+template <typename T>
+cudaError_t run_wgmma(const Params<T>& p, int blocks, bool dependent, cudaStream_t stream) {
+    const Launch launch{dim3(blocks), kWgmmaThreads, sizeof(WgmmaShared), stream, dependent};
+    const cudaError_t status = launch_kernel(wgmma_gemm_kernel<T, Product::kGateUp>, launch, p);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(wgmma_gemm_kernel<T, Product::kDown>, launch, p);
+}
+
+template <typename T>
+cudaError_t run_products(const Config& config, const Params<T>& p, cudaStream_t stream) {
+    if (config.path == Path::kWgmma) return run_wgmma(p, config.persistent_blocks, config.dependent_launch, stream);
+    switch (config.tile_rows) {
+        case 16:
+            return run_mma<T, 16>(p, config.dependent_launch, stream);
+        case 32:
+            return run_mma<T, 32>(p, config.dependent_launch, stream);
+        case 64:
+            return run_mma<T, 64>(p, config.dependent_launch, stream);
+        default:
+            return run_mma<T, 128>(p, config.dependent_launch, stream);
+    }
+}
+
+template <typename T>
+int32_t run_chunk(const Config& config, const Params<T>& p, cudaStream_t stream) {
+    const bool dependent = config.dependent_launch;
+    if (config.path == Path::kGemv) {
+        QWEN3MOE_CHECK_CUDA(run_gemv(p, dependent, stream));
+        return QWEN3MOE_SUCCESS;
+    }
+    const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
+    const dim3 plan_grid(p.num_experts);
+    const dim3 combine_grid(ceil_div(p.hidden_size, kCombineThreads * kCombineCols), p.num_tokens);
+    QWEN3MOE_CHECK_CUDA(launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, false}, p));
+    QWEN3MOE_CHECK_CUDA(launch_kernel(plan_kernel<T>, {plan_grid, kPlanThreads, 0, stream, dependent}, p));
+    QWEN3MOE_CHECK_CUDA(run_products(config, p, stream));
+    QWEN3MOE_CHECK_CUDA(launch_kernel(combine_kernel<T>, {combine_grid, kCombineThreads, 0, stream, dependent}, p));
+    return QWEN3MOE_SUCCESS;
+}
+
+template <typename T>
+int32_t run(const Config& config, const qwen3moe_moe_shape& shape, const qwen3moe_moe_tensors& tensors, void* workspace,
+            cudaStream_t stream) {
+    for (int first_token = 0; first_token < shape.num_tokens; first_token += kChunkTokens) {
+        const Params<T> params = make_params<T>(config, shape, tensors, workspace, first_token);
+        const int32_t status = run_chunk(config, params, stream);
+        if (status != QWEN3MOE_SUCCESS) return status;
+    }
+    return QWEN3MOE_SUCCESS;
+}
+
+}  // namespace qwen3moe::moe

@@ -1,0 +1,103 @@
+// RMS normalisation of rows, with the addition of the residual stream where there is one (arXiv:1910.07467).
+//
+// One block a row: at H = 2048 a row is 4 KiB, which 256 threads read as one 16-byte vector each; sums in fp32.
+// Legend: T tokens, H hidden size.
+#include "mma.cuh"
+#include "status.h"
+
+namespace qwen3moe {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kVector = 8;                                   // 16-bit elements in 16 bytes
+constexpr int kMaxVectors = 16384 / (kThreads * kVector);    // a thread's share of the longest row, in registers
+
+__device__ __forceinline__ float block_sum(float value) {
+    __shared__ float partial[kThreads / 32];
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = 0.0f;
+    for (int warp = 0; warp < kThreads / 32; ++warp) value += partial[warp];  // every thread in the same order
+    return value;
+}
+
+template <typename T>
+struct alignas(16) Vector {
+    T values[kVector];
+};
+
+// x, residual, out, residual_out [T, H]; weight [H]; residual and residual_out may both be null.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) rms_norm_kernel(const Vector<T>* x, const Vector<T>* residual,
+                                                            const Vector<T>* weight, Vector<T>* out,
+                                                            Vector<T>* residual_out, int num_vectors, float eps) {
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * num_vectors;
+    Vector<T> kept[kMaxVectors];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMaxVectors; ++i) {
+        const int index = threadIdx.x + i * kThreads;
+        if (index >= num_vectors) break;
+        kept[i] = x[row + index];
+        if (residual != nullptr) {
+            const Vector<T> other = residual[row + index];
+            for (int j = 0; j < kVector; ++j) {
+                kept[i].values[j] = from_float<T>(to_float(kept[i].values[j]) + to_float(other.values[j]));
+            }
+            residual_out[row + index] = kept[i];
+        }
+        for (int j = 0; j < kVector; ++j) sum += to_float(kept[i].values[j]) * to_float(kept[i].values[j]);
+    }
+    const float scale = rsqrtf(block_sum(sum) / static_cast<float>(num_vectors * kVector) + eps);
+#pragma unroll
+    for (int i = 0; i < kMaxVectors; ++i) {
+        const int index = threadIdx.x + i * kThreads;
+        if (index >= num_vectors) break;
+        const Vector<T> factor = weight[index];
+        for (int j = 0; j < kVector; ++j) {
+            kept[i].values[j] = from_float<T>(to_float(kept[i].values[j]) * scale * to_float(factor.values[j]));
+        }
+        out[row + index] = kept[i];
+    }
+}
+
+template <typename T>
+void launch(const qwen3moe_rms_norm_shape& shape, const qwen3moe_rms_norm_tensors& tensors, cudaStream_t stream) {
+    rms_norm_kernel<T><<<shape.num_tokens, kThreads, 0, stream>>>(
+        static_cast<const Vector<T>*>(tensors.x), static_cast<const Vector<T>*>(tensors.residual),
+        static_cast<const Vector<T>*>(tensors.weight), static_cast<Vector<T>*>(tensors.out),
+        static_cast<Vector<T>*>(tensors.residual_out), shape.hidden_size / kVector, shape.eps);
+}
+
+}  // namespace
+
+}  // namespace qwen3moe
+
+extern "C" size_t qwen3moe_rms_norm_workspace_size(const qwen3moe_rms_norm_shape*) { return 0; }
+
+extern "C" int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_rms_norm_tensors* tensors,
+                                     void*, size_t, qwen3moe_stream stream) {
+    QWEN3MOE_CHECK_ARG(shape->num_tokens, >=, 0);
+    QWEN3MOE_CHECK_ARG(shape->hidden_size, >, 0);
+    QWEN3MOE_CHECK_ARG(shape->hidden_size % qwen3moe::kVector, ==, 0);
+    QWEN3MOE_CHECK_ARG(shape->hidden_size, <=, 16384);
+    if (shape->num_tokens == 0) return QWEN3MOE_SUCCESS;
+    QWEN3MOE_CHECK_ARG(tensors->x, !=, nullptr);
+    QWEN3MOE_CHECK_ARG(tensors->weight, !=, nullptr);
+    QWEN3MOE_CHECK_ARG(tensors->out, !=, nullptr);
+    QWEN3MOE_CHECK_ARG((tensors->residual == nullptr), ==, (tensors->residual_out == nullptr));
+    switch (shape->dtype) {
+        case QWEN3MOE_BF16:
+            qwen3moe::launch<__nv_bfloat16>(*shape, *tensors, stream);
+            break;
+        case QWEN3MOE_FP16:
+            qwen3moe::launch<__half>(*shape, *tensors, stream);
+            break;
+        default:
+            QWEN3MOE_CHECK_ARG(shape->dtype, <=, static_cast<int32_t>(QWEN3MOE_FP16));
+    }
+    QWEN3MOE_CHECK_CUDA(cudaGetLastError());
+    return QWEN3MOE_SUCCESS;
+}

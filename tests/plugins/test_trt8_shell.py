@@ -1,0 +1,48 @@
+"""The TensorRT 8.6 plugins answer a builder's questions rightly. Neither TensorRT 8.6 nor a GPU is needed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from qwen3moe_plugins import ops
+from qwen3moe_plugins.library import PLUGINS_TRT8
+
+HERE = Path(__file__).resolve().parent
+INTERFACE = HERE.parents[1] / "plugins" / "src" / "tensorrt" / "interface_v2.h"
+
+# T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here. Each tensor's pair says
+# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's.
+EXPECTED = f"""\
+creators {len(ops.OPS)}
+plugin qwen3moe PagedAttention 1
+output 7 512
+output refused
+workspace some
+formats 10 10 10 11 10 10 10 10 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe MoE 1
+output 7 256
+output refused
+workspace some
+formats 10 10 10 10 10 10
+enqueue of a wrong rank failed
+"""
+
+
+def test_plugins_answer_a_builder(built_library, tmp_path):
+    probe = tmp_path / "probe"
+    source = HERE / "trt8_probe.cpp"
+    flags = ["-std=c++17", "-Wall", "-fno-rtti", "-DTRT=qwen3moe::trt8", "-include", INTERFACE]
+    subprocess.run(["g++", *flags, source, "-o", probe, "-ldl"], check=True)
+    run = subprocess.run([probe, built_library(PLUGINS_TRT8)], capture_output=True, text=True)
+    assert run.stdout == EXPECTED
+    assert run.returncode == 0
+    errors = run.stderr.splitlines()
+    assert [error.split(": ")[1:3] for error in errors] == [
+        ["PagedAttention", "getOutputDimensions"],
+        ["PagedAttention", "enqueue"],
+        ["MoE", "getOutputDimensions"],
+        ["MoE", "enqueue"],
+        ["MoE", "createPlugin"],
+    ]
