@@ -28,6 +28,7 @@ from qwen3moe_engine.tensorrt.build import build_plan
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.plan import Limits, save_plan
+from qwen3moe_engine.weights import no_progress
 from qwen3moe_plugins.errors import InputError
 
 LIMITS = Limits(max_tokens=512, max_seqs=32, max_context=512, block_size=16)
@@ -165,7 +166,7 @@ def main(export: Path, weights: Path, golden_path: Path, plugins: Path | None, f
         config = TensorRTConfig(num_blocks=800, max_logits=LIMITS.max_tokens, cuda_graphs=cuda_graphs)
         start = time.perf_counter()
         with TensorRTExecutor(
-            export, manifest, path, open_checkpoint(weights), config, lambda items, _: items, plugins
+            export, manifest, path, open_checkpoint(weights), config, no_progress, plugins
         ) as executor:
             passed.append(check_tokens(executor, manifest, golden, "CUDA graphs" if cuda_graphs else "no graphs"))
             passed.append(check_logits(executor, golden))

@@ -20,6 +20,7 @@ from qwen3moe_engine.tensorrt.cuda import free_memory
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.plan import Limits, save_plan
+from qwen3moe_engine.weights import no_progress
 
 LIMITS = Limits(max_tokens=2048, max_seqs=64, max_context=2048, block_size=32)
 CONTEXT, PROMPT, DECODE_STEPS, SEED = 1024, 512, 32, 7
@@ -76,7 +77,7 @@ def main(export: Path, plugins: Path | None, flavour: str, logits_path: Path | N
     per_seq = num_blocks_for(CONTEXT + 1, LIMITS.block_size)
     config = TensorRTConfig(num_blocks=64 * per_seq, random_seed=SEED)
     start = time.perf_counter()
-    with TensorRTExecutor(export, manifest, path, None, config, lambda items, _: items, plugins) as executor:
+    with TensorRTExecutor(export, manifest, path, None, config, no_progress, plugins) as executor:
         print(f"{executor.device.name}: ready in {time.perf_counter() - start:.1f} s, weights {executor.load_report}, "
               f"{free_memory() / 1e9:.1f} GB free", flush=True)  # fmt: skip
         if logits_path is not None:

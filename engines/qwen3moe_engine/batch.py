@@ -61,3 +61,22 @@ def pack_batch(steps: list[SequenceStep], block_size: int, logits_of: list[int] 
         context_lens=np.array(contexts, np.int32),
         logits_indices=(every_token if logits_of is None else cu_seqlens[1:][logits_of] - 1).astype(np.int32),
     )
+
+
+def pad_batch(batch: Batch, num_seqs: int, max_blocks: int) -> Batch:
+    """The same decode step (a token and a row of logits for each sequence) with `num_seqs` sequences and a block table
+    of `max_blocks` columns: the new sequences are empty, and their tokens padding."""
+
+    def padded(array: NDArray, num_rows: int, value: int = 0) -> NDArray:
+        missing = [(0, num_rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array, missing, constant_values=value)
+
+    columns = ((0, 0), (0, max_blocks - batch.block_table.shape[1]))
+    return Batch(
+        tokens=padded(batch.tokens, num_seqs),
+        positions=padded(batch.positions, num_seqs),
+        block_table=padded(np.pad(batch.block_table, columns), num_seqs),
+        cu_seqlens=padded(batch.cu_seqlens, num_seqs + 1, batch.cu_seqlens[-1]),
+        context_lens=padded(batch.context_lens, num_seqs),
+        logits_indices=padded(batch.logits_indices, num_seqs),
+    )

@@ -45,15 +45,30 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
+        return self.size * NUMPY_DTYPES[self.dtype].itemsize
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
     def read(self) -> NDArray:
         """The tensor in its stored dtype."""
-        with self.file.open("rb") as file:
-            array = np.fromfile(file, NUMPY_DTYPES[self.dtype], math.prod(self.shape), offset=self.offset)
-        if array.size != math.prod(self.shape):
-            raise _unreadable(self.file, f"{array.size} of {math.prod(self.shape)} elements of {self.name}")
-        return array.reshape(self.shape)
+        return self.read_part(0, self.size).reshape(self.shape)
+
+    def read_part(self, start: int, count: int) -> NDArray:
+        """Elements start to start + count - 1, flat, in the stored dtype."""
+        out = np.empty(count, NUMPY_DTYPES[self.dtype])
+        self.read_part_into(start, out.view(np.uint8))
+        return out
+
+    def read_part_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fills `out` with the bytes of the elements from `start` on."""
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset + start * NUMPY_DTYPES[self.dtype].itemsize)
+            num_read = file.readinto(out.data)
+        if num_read != out.nbytes:
+            raise _unreadable(self.file, f"{num_read} of {out.nbytes} bytes of {self.name}")
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ import numpy as np
 
 from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.request import Completion, Request, SamplingParams
+from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
 from qwen3moe_engine.sampler import sample_greedy
 from qwen3moe_engine.scheduler import Scheduler, StepPlan
-from qwen3moe_plugins.errors import InputError
 
 
 class Engine:
@@ -58,14 +57,7 @@ class Engine:
         return finished
 
     def _make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        outside = [token for token in prompt if not 0 <= token < self._vocab_size]
-        if outside:
-            raise InputError(
-                "prompt",
-                got=f"token ids {outside[:8]}",
-                expected=f"0 to {self._vocab_size - 1}",
-                remedy="use the model's own tokenizer",
-            )
+        check_token_ids(prompt, self._vocab_size)
         self._num_requests += 1
         return Request(self._num_requests, tuple(prompt), params)
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from qwen3moe_plugins.errors import InputError, name_list
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+DTYPES = ("bf16", "fp16", "fp32", "int32")
 KINDS = ("weight", "expert_map", "rope", "kv_cache", "batch")
 
 
@@ -122,13 +124,16 @@ class Manifest:
         assert kind in KINDS, kind
         return [spec for spec in self.inputs if spec.kind == kind]
 
-    def graph_of(self, dtype: str) -> str:
-        """File name of the graph that computes in `dtype`. Raises InputError if there is none."""
+    def graph_of(self, dtype: str, max_opset: int | None = None) -> str:
+        """File name of the first graph in `dtype`, of at most opset `max_opset`. Raises InputError if there is none."""
         for name, graph in self.graphs.items():
-            if graph.dtype == dtype:
+            if graph.dtype == dtype and (max_opset is None or graph.opset <= max_opset):
                 return name
-        dtypes = ", ".join(graph.dtype for graph in self.graphs.values())
-        raise InputError(FILE_NAME, got=f"graphs in {dtypes}", expected=f"one in {dtype}", remedy="export again")
+        got = ", ".join(f"{graph.dtype} of opset {graph.opset}" for graph in self.graphs.values())
+        expected = f"{dtype}" + (f" of opset {max_opset} at most" if max_opset else "")
+        raise InputError(
+            f"{FILE_NAME}: graphs", got=got, expected=expected, remedy="export again with the right --dtype"
+        )
 
 
 def to_json(manifest: Manifest) -> str:
@@ -159,51 +164,49 @@ def parse_manifest(values: Any, where: str) -> Manifest:
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(f"{where}: format", got=found, expected=FORMAT, remedy="export again with this version")
-    parsed = dict(values)
-    parsed["dims"] = _parse(Dims, parsed.get("dims"), f"{where}: dims")
-    parsed["rope"] = _parse(Rope, parsed.get("rope"), f"{where}: rope")
-    parsed["graphs"] = {
-        name: _parse(Graph, graph, f"{where}: graphs.{name}")
-        for name, graph in _items(parsed, "graphs", dict, where).items()
-    }
-    parsed["inputs"] = tuple(
-        _parse(InputSpec, item, f"{where}: inputs") for item in _items(parsed, "inputs", list, where)
-    )
-    parsed["outputs"] = tuple(
-        _parse(OutputSpec, item, f"{where}: outputs") for item in _items(parsed, "outputs", list, where)
-    )
-    manifest = _parse(Manifest, parsed, where)
-    kinds = {spec.kind for spec in manifest.inputs} - set(KINDS)
-    if kinds:
-        raise InputError(
-            f"{where}: inputs",
-            got=f"kind {name_list(kinds)}",
-            expected=f"one of {', '.join(KINDS)}",
-            remedy="export again",
-        )
+    manifest: Manifest = _typed(Manifest, values, where, "")
+    _one_of(f"{where}: dtype", manifest.dtype, DTYPES)
+    for spec in manifest.inputs:
+        _one_of(f"{where}: {spec.name} kind", spec.kind, KINDS)
+        _one_of(f"{where}: {spec.name} dtype", spec.dtype, DTYPES)
+    for name, graph in manifest.graphs.items():
+        _one_of(f"{where}: {name} dtype", graph.dtype, DTYPES)
+        if Path(name).name != name:
+            raise InputError(f"{where}: graphs", got=name, expected="names of files beside it", remedy="export again")
     return manifest
 
 
-def _items(values: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    value = values.get(key)
-    if not isinstance(value, kind):
-        raise InputError(
-            f"{where}: {key}", got=type(value).__name__, expected=f"a {kind.__name__}", remedy="export again"
-        )
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(what, got=value, expected=f"one of {', '.join(allowed)}", remedy="export again")
+
+
+def _typed(hint: Any, value: Any, file: str, path: str) -> Any:
+    """The JSON `value` as the type `hint`: objects as dataclasses, lists as tuples. `path` names it within `file`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _dataclass(hint, value, file, path)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(args[0], item, file, f"{path}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _typed(args[1], item, file, f"{path}.{name}") for name, item in value.items()}
+    allowed = {int, float} if hint is float else set(args) if origin is UnionType else {hint}
+    if type(value) not in allowed:
+        got, expected = type(value).__name__, getattr(hint, "__name__", str(hint))
+        raise InputError(f"{file}: {path}", got=got, expected=expected, remedy="export again")
     return value
 
 
-def _parse(cls: type, values: Any, where: str) -> Any:
+def _dataclass(cls: Any, values: dict[str, Any], file: str, path: str) -> Any:
     """A frozen dataclass from a JSON object with exactly its fields (those with a default may be absent)."""
-    if not isinstance(values, dict):
-        raise InputError(where, got=type(values).__name__, expected="an object", remedy="export again")
-    known = {field.name: field for field in fields(cls)}
-    unknown = set(values) - set(known)
-    missing = {name for name, field in known.items() if name not in values and field.default is MISSING}
+    hints, defaults = get_type_hints(cls), {field.name for field in fields(cls) if field.default is not MISSING}
+    unknown, missing = set(values) - set(hints), set(hints) - defaults - set(values)
     if unknown or missing:
         got = f"unknown {name_list(unknown)}" if unknown else f"no {name_list(missing)}"
-        raise InputError(where, got=got, expected=f"the fields {', '.join(known)}", remedy="export again")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        expected = f"the fields {', '.join(hints)}"
+        raise InputError(f"{file}: {path}" if path else file, got=got, expected=expected, remedy="export again")
+    prefix = f"{path}." if path else ""
+    return cls(**{name: _typed(hints[name], value, file, prefix + name) for name, value in values.items()})
 
 
 def file_sha256(path: Path) -> str:

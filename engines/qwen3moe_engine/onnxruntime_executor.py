@@ -7,7 +7,6 @@ ONNX Runtime has no bf16 arithmetic on CPU: it runs the export's fp32 graph, wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from numpy.typing import NDArray
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
 from qwen3moe_engine.manifest import InputSpec, Manifest
-from qwen3moe_engine.weights import WeightPlan, convert, cos_sin_cache, expert_map, plan_manifest, read_weight
+from qwen3moe_engine.weights import Progress, WeightPlan, convert, cos_sin_cache, expert_map, plan_manifest, read_weight
 
 COMPUTE_DTYPE = "fp32"
-
-Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
 from qwen3moe_engine.manifest import Manifest
-from qwen3moe_engine.weights import WeightPlan, plan_manifest, read_chunks
+from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest, read_chunks
 from qwen3moe_plugins.errors import InputError
 
 _STORED_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _ALIGNMENT = 8  # of the first tensor's offset, as safetensors writes it
-
-Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
 
 
 def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Progress) -> int:
@@ -28,14 +25,7 @@ def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Pro
     Memory: one published tensor at a time. Raises InputError before writing anything if the checkpoint does not fit.
     """
     plans = plan_manifest(manifest, checkpoint)
-    if (
-        target.exists()
-        and checkpoint.path in (target, target.parent)
-        and any(tensor.file == target for tensor in checkpoint.tensors.values())
-    ):
-        raise InputError(
-            str(target), got="the checkpoint itself", expected="another file", remedy="choose another name"
-        )
+    _check_target(target, checkpoint)
     header = _header(plans, manifest.dtype)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -49,6 +39,19 @@ def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Pro
     finally:
         partial.unlink(missing_ok=True)
     return num_bytes
+
+
+def _check_target(target: Path, checkpoint: Checkpoint) -> None:
+    """Raises InputError if the file could not be read back, or would replace what is being read."""
+    if target.suffix != ".safetensors":
+        raise InputError(
+            str(target), got=f"a name in {target.suffix!r}", expected="one in '.safetensors'", remedy="rename it"
+        )
+    files = {tensor.file for tensor in checkpoint.tensors.values()}
+    if target.exists() and any(file.samefile(target) for file in files):
+        raise InputError(
+            str(target), got="the checkpoint itself", expected="another file", remedy="choose another name"
+        )
 
 
 def _header(plans: list[WeightPlan], dtype: str) -> bytes:

@@ -5,7 +5,10 @@ Owns: the state of one sequence while it is served. Must not know the scheduler,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from qwen3moe_plugins.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,18 @@ class Request:
             self.finish_reason = "stop"
         elif len(self.output_ids) == self.params.max_new_tokens:
             self.finish_reason = "length"
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InputError if a token is not in the vocabulary."""
+    outside = [token for token in token_ids if not 0 <= token < vocab_size]
+    if outside:
+        raise InputError(
+            "prompt",
+            got=f"token ids {outside[:8]}",
+            expected=f"0 to {vocab_size - 1}",
+            remedy="use the model's own tokenizer",
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ dtypes, and the inputs that come from no checkpoint. Must not know torch, onnx o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,14 @@ class WeightPlan:
 
     spec: InputSpec
     sources: tuple[StoredTensor, ...]
+
+
+Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
+
+
+def no_progress(items: Iterable[WeightPlan], what: str) -> Iterable[WeightPlan]:
+    """A Progress that shows nothing."""
+    return items
 
 
 def plan_weights(specs: list[InputSpec], checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> list[WeightPlan]:
@@ -77,7 +85,7 @@ def _check_tensors(plans: list[WeightPlan], where: str) -> None:
     if misshapen:
         raise InputError(
             where,
-            got=f"shapes {name_list(misshapen)}",
+            got=f"shapes {name_list(misshapen, limit=4)}",
             expected="shapes as config.json implies",
             remedy="check that config.json and weights belong together",
         )

@@ -5,11 +5,10 @@ Owns: what the folder holds, and that it appears whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from qwen3moe_engine.manifest import FILE_NAME, FORMAT, Dims, Graph, Manifest, R
 from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.layout import unused_sources
-from qwen3moe_export.onnx_graph import OPSET, to_onnx
-from qwen3moe_export.onnx_passes import NameHiddenStates, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_graph import to_onnx
+from qwen3moe_export.onnx_passes import LowerForTensorRT8, NameHiddenStates, WidenToFloat32, count_ops
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
 
 GRAPH_NAME = "model.onnx"
 WIDENED_NAME = "model.fp32.onnx"  # for runtimes without 16-bit kernels
+TENSORRT8_NAME = "model.trt8.onnx"
 _RECORDED_VERSIONS = ("qwen3moe-export", "torch", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -40,7 +40,7 @@ class ExportOptions:
 def export_onnx(
     config: Qwen3MoeConfig, options: ExportOptions, eos_token_ids: tuple[int, ...], target: Path
 ) -> Manifest:
-    """Writes the graph, its fp32 twin unless it is in fp32 itself, and the manifest into the folder `target`.
+    """Writes the graph, the forms of it that some runtimes need, and the manifest into the folder `target`.
 
     Other files in `target` stay. Nothing is written unless everything could be made.
     """
@@ -49,17 +49,39 @@ def export_onnx(
     op_counts = count_ops(model)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
-        folder = Path(name)
-        ir.save(model, folder / GRAPH_NAME)
-        graphs = {GRAPH_NAME: Graph(file_sha256(folder / GRAPH_NAME), options.dtype, OPSET)}
-        if options.dtype != "fp32":
-            ir.save(WidenToFloat32()(model).model, folder / WIDENED_NAME)
-            graphs[WIDENED_NAME] = Graph(file_sha256(folder / WIDENED_NAME), "fp32", OPSET)
+        folder, graphs = Path(name), {}
+        for form in _forms(model, options.dtype):
+            ir.save(form.model, folder / form.file)
+            opset = form.model.graph.opset_imports[""]
+            graphs[form.file] = Graph(file_sha256(folder / form.file), form.dtype, opset)
         manifest = _manifest(config, options, captured.interface, op_counts, graphs, eos_token_ids)
         (folder / FILE_NAME).write_text(to_json(manifest))
         for file in (*graphs, FILE_NAME):  # the manifest last: it vouches for the graphs
             shutil.move(folder / file, target / file)
     return manifest
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The graph as one file holds it."""
+
+    file: str
+    dtype: str
+    model: ir.Model
+
+
+def _forms(model: ir.Model, dtype: str) -> list[_Form]:
+    """The graph itself, first, and lowered forms of it."""
+    forms = [_Form(GRAPH_NAME, dtype, model)]
+    if dtype != "fp32":
+        forms.append(_Form(WIDENED_NAME, "fp32", WidenToFloat32()(_copy(model)).model))
+    if dtype == "fp16":
+        forms.append(_Form(TENSORRT8_NAME, dtype, LowerForTensorRT8()(_copy(model)).model))
+    return forms
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    return ir.serde.deserialize_model(ir.to_proto(model))
 
 
 def read_eos_token_ids(checkpoint: Path) -> tuple[int, ...]:
@@ -110,6 +132,6 @@ def _manifest(
         hidden_states=NameHiddenStates(config.num_layers).names,
         unused_sources=unused_sources(config, options.takes_embeddings),
         eos_token_ids=eos_token_ids,
-        config_sha256=hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest(),
+        config_sha256=config.sha256,
         versions={name: version(name) for name in _RECORDED_VERSIONS},
     )

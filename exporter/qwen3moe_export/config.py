@@ -6,8 +6,10 @@ project does not implement. Must not know torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,24 @@ INERT_KEYS = frozenset(
         "architectures",
         "attention_dropout",
         "bos_token_id",
+        "chunk_size_feed_forward",
         "eos_token_id",
         "id2label",
         "initializer_range",
+        "is_encoder_decoder",
         "label2id",
         "max_window_layers",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
         "pad_token_id",
+        "problem_type",
         "return_dict",
         "router_aux_loss_coef",
         "sliding_window",
         "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
         "use_cache",
     ]
 )
@@ -91,6 +98,11 @@ class Qwen3MoeConfig:
         """Of query . key before the softmax."""
         return self.head_dim**-0.5
 
+    @property
+    def sha256(self) -> str:
+        """Binds an export, and what was measured on it, to this architecture."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
 
 def load_config(checkpoint: Path) -> Qwen3MoeConfig:
     """Reads config.json in the folder `checkpoint` (or the file itself). Raises InputError."""
@@ -124,7 +136,7 @@ def parse_config(values: dict[str, Any], where: str) -> Qwen3MoeConfig:
         hidden_size=hidden_size,
         num_layers=keys.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=keys.integer("num_key_value_heads", num_heads),
+        num_kv_heads=keys.integer("num_key_value_heads"),
         head_dim=keys.integer("head_dim", max(1, hidden_size // num_heads)),
         intermediate_size=keys.integer("intermediate_size"),
         moe_intermediate_size=keys.integer("moe_intermediate_size"),
@@ -153,9 +165,16 @@ def _refuse_other_architectures(keys: _Keys) -> None:
     keys.must_be("use_qk_norm", True)
     keys.must_be("qkv_bias", False)
     keys.must_be("shared_expert_intermediate_size", 0)
-    layer_types = keys.take("layer_types")
-    if layer_types is not None and set(layer_types) != {"full_attention"}:
-        keys.refuse("layer_types", name_list(set(layer_types)), "full_attention in every layer")
+    keys.must_be("partial_rotary_factor", 1.0)
+    layer_types = keys.take("layer_types") or []
+    if not isinstance(layer_types, list) or any(item != "full_attention" for item in layer_types):
+        keys.refuse("layer_types", layer_types, "full_attention in every layer")
+    if keys.take("dual_chunk_attention_config") is not None:
+        keys.refuse("dual_chunk_attention_config", "dual chunk attention", "full attention, as in config.json")
+    quantization = keys.take("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        keys.refuse("quantization_config", method, "none, that is weights in bf16, fp16 or fp32")
 
 
 def _parse_rope(keys: _Keys, max_position_embeddings: int) -> RopeConfig:
@@ -197,7 +216,7 @@ def _parse_dtype(keys: _Keys) -> str:
     if published is not None and current is not None and published != current:
         keys.refuse("torch_dtype", f"{published} beside dtype {current}", "one value")
     name = current or published or "float32"
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         keys.refuse("torch_dtype", name, f"one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
@@ -210,6 +229,8 @@ def _check_consistency(config: Qwen3MoeConfig, where: str) -> None:
     heads, kv_heads = config.num_heads, config.num_kv_heads
     require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads {heads}")
     require(config.head_dim % 2 == 0, "head_dim", config.head_dim, "an even number (rotary halves)")
+    rope = config.rope
+    require(rope.rope_type != "yarn" or rope.theta > 1, "rope_theta", rope.theta, "a number above 1, for yarn")
     sparse = any(config.is_sparse(layer_idx) for layer_idx in range(config.num_layers))
     require(
         not sparse or config.top_k <= config.num_experts,
@@ -222,8 +243,9 @@ def _check_consistency(config: Qwen3MoeConfig, where: str) -> None:
 
 
 def _positive(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(what, got=repr(value), expected="a number above 0", remedy="correct config.json")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        got = "nothing" if value is None else repr(value)
+        raise InputError(what, got=got, expected="a number above 0", remedy="correct config.json")
     return float(value)
 
 
@@ -238,9 +260,7 @@ class _Keys:
         return self._left.pop(key, None)
 
     def refuse(self, key: str, got: object, expected: object) -> None:
-        raise InputError(
-            f"{self.where}: {key}", got=got, expected=expected, remedy="only what this lists is implemented"
-        )
+        raise InputError(f"{self.where}: {key}", got=got, expected=expected, remedy="nothing else is implemented")
 
     def must_be(self, key: str, value: object, required: bool = False) -> None:
         got = self.take(key)

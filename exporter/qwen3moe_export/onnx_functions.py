@@ -18,7 +18,7 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
-from qwen3moe_plugins.ops import DOMAIN, MOE, PAGED_ATTENTION
+from qwen3moe_plugins.ops import ADD_RMS_NORM, DOMAIN, MOE, PAGED_ATTENTION, RMS_NORM
 
 _LOWEST = -3.0e38  # masked scores: finite, so that a fully masked row (padding) does not become NaN
 
@@ -155,6 +155,23 @@ def MoE(hidden, router_logits, gate_up, down, expert_map, top_k: int, norm_topk_
     return op.CastLike(out, hidden)
 
 
+@script(Opset(DOMAIN, RMS_NORM.version), default_opset=op)
+def RMSNorm(x, weight, eps: float):
+    x32 = op.Cast(x, to=FLOAT.dtype)
+    mean_square = op.ReduceMean(x32 * x32, op.Constant(value_ints=[-1]))
+    normed = x32 / op.Sqrt(mean_square + op.Constant(value_float=eps)) * op.Cast(weight, to=FLOAT.dtype)
+    return op.CastLike(normed, x)
+
+
+@script(Opset(DOMAIN, ADD_RMS_NORM.version), default_opset=op)
+def AddRMSNorm(x, residual, weight, eps: float):
+    residual_out = x + residual
+    x32 = op.Cast(residual_out, to=FLOAT.dtype)
+    mean_square = op.ReduceMean(x32 * x32, op.Constant(value_ints=[-1]))
+    normed = x32 / op.Sqrt(mean_square + op.Constant(value_float=eps)) * op.Cast(weight, to=FLOAT.dtype)
+    return op.CastLike(normed, x), residual_out
+
+
 def local_functions() -> list[onnx.FunctionProto]:
     """One function for each declared operator."""
-    return [PagedAttention.to_function_proto(), MoE.to_function_proto()]
+    return [function.to_function_proto() for function in (PagedAttention, MoE, RMSNorm, AddRMSNorm)]

@@ -21,12 +21,14 @@ from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.onnx_functions import local_functions
 from qwen3moe_export.onnx_passes import (
     PLUGIN_ATTRIBUTES,
+    FuseNorms,
     MarkPlugins,
     NameHiddenStates,
     NameInterface,
     PassError,
     count_ops,
 )
+from qwen3moe_export.ops import TORCH_OPS
 from qwen3moe_plugins.ops import ACTIVATION, DOMAIN, OPS, OpDecl
 
 OPSET = 23  # the one opset whose RMSNormalization torch.onnx emits for every dtype; 20, 21 and 24 decompose it
@@ -36,7 +38,7 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig) -> ir.Model:
     """The model, with the interface's names and no weights. `captured` is consumed."""
     for decl in OPS:
         _register_schema(decl)
-    translations = {getattr(torch.ops.qwen3moe, decl.name).default: _translation(decl) for decl in OPS}
+    translations = {getattr(torch.ops.qwen3moe, decl.name).default: _translation(decl) for decl in TORCH_OPS}
     with _quiet():
         exported = torch.onnx.export(
             captured.program, (), dynamo=True, opset_version=OPSET, verbose=False,
@@ -47,6 +49,7 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig) -> ir.Model:
     ir.passes.Sequential(
         NameInterface(captured.interface.inputs, captured.interface.outputs),
         NameHiddenStates(config.num_layers),
+        FuseNorms(),
         MarkPlugins(),
     )(model)
     for function in local_functions():
@@ -58,7 +61,9 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig) -> ir.Model:
 
 def expected_op_counts(config: Qwen3MoeConfig) -> dict[str, int]:
     num_sparse = sum(config.is_sparse(layer_idx) for layer_idx in range(config.num_layers))
-    return {"PagedAttention": config.num_layers, "MoE": num_sparse}
+    # Two norms a layer and the final one; all but the first and the final normalise a sum.
+    norms = {"RMSNorm": 2, "AddRMSNorm": 2 * config.num_layers - 1}
+    return {"PagedAttention": config.num_layers, "MoE": num_sparse, **norms}
 
 
 def _register_schema(decl: OpDecl) -> None:

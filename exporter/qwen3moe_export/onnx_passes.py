@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qwen3moe_engine.manifest import InputSpec, OutputSpec
 from qwen3moe_export.layout import FINAL_NORM, layer_prefix
-from qwen3moe_plugins.ops import DOMAIN, OPS, PLUGIN_NAMESPACE
+from qwen3moe_plugins.ops import DOMAIN, OPS, PAGED_ATTENTION, PLUGIN_NAMESPACE
 
 ONNX_DTYPES = {
     "bf16": ir.DataType.BFLOAT16,
@@ -19,6 +19,8 @@ ONNX_DTYPES = {
 }
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
+
+TENSORRT8_OPSET = 17  # the last its parser takes
 
 
 class PassError(RuntimeError):
@@ -78,6 +80,80 @@ class NameHiddenStates(_NamedPass):
                 continue  # embeddings given by the caller keep their input's name
             entering.name = name
         return len(self.weights)
+
+
+class ExposeHiddenStates(_NamedPass):
+    """Requires: `NameHiddenStates` gave `names`. Ensures: these values are outputs, behind those there were."""
+
+    def __init__(self, names: tuple[str, ...]):
+        super().__init__()
+        self.names = names
+
+    def edit(self, model: ir.Model) -> int:
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise PassError(f"no values named {missing}")
+        model.graph.outputs.extend(values[name] for name in self.names)
+        return len(self.names)
+
+
+class FuseNorms(_NamedPass):
+    """Requires: RMSNormalization over the last axis. Ensures: each is the operator RMSNorm, or, where it normalises a
+    sum that nothing read before it, AddRMSNorm, which also gives the sum."""
+
+    def edit(self, model: ir.Model) -> int:
+        norms = [node for node in model.graph if node.op_type == "RMSNormalization"]
+        for norm in norms:
+            self._replace(model.graph, norm)
+        return len(norms)
+
+    def _replace(self, graph: ir.Graph, norm: ir.Node) -> None:
+        x, weight = norm.inputs
+        assert x is not None
+        add = x.producer()
+        if add is not None and add.op_type == "Add":
+            # torch writes residual + x; the kernel takes the two in either order
+            fused = ir.node("AddRMSNorm", [*add.inputs, weight], self._attributes(norm), domain=DOMAIN, num_outputs=2)
+            old, new = [norm.outputs[0], add.outputs[0]], list(fused.outputs)
+        else:
+            fused = ir.node("RMSNorm", [x, weight], self._attributes(norm), domain=DOMAIN)
+            add, old, new = None, [norm.outputs[0]], list(fused.outputs)
+        fused.name = norm.name
+        removed = [norm] if add is None else [norm, add]
+        ir.convenience.replace_nodes_and_values(graph, norm, removed, [fused], old, new)
+
+    def _attributes(self, norm: ir.Node) -> dict[str, float]:
+        return {"eps": norm.attributes["epsilon"].as_float()}
+
+
+class LowerForTensorRT8(_NamedPass):
+    """Requires: every operator outside the standard domain has a TensorRT 8.6 plugin. Ensures: opset 17, no functions,
+    and no kv_cache outputs, as its plugin writes kv_cache in place."""
+
+    def edit(self, model: ir.Model) -> int:
+        attention = [node for node in model.graph if node.op_type == PAGED_ATTENTION.name]
+        logits, *_ = model.graph.outputs
+        model.graph.outputs[:] = [logits]
+        for node in attention:
+            node.resize_outputs(1)
+        for node in list(model.graph):
+            if node.op_type == "Split":
+                self._split_by_sizes(model.graph, node)
+        model.functions.clear()
+        model.graph.opset_imports[""] = TENSORRT8_OPSET
+        return len(attention)
+
+    def _split_by_sizes(self, graph: ir.Graph, node: ir.Node) -> None:
+        """Split's attribute num_outputs came with opset 18; before it sizes are an input."""
+        num_outputs = node.attributes.pop("num_outputs").as_int()
+        assert node.inputs[0] is not None and node.inputs[0].shape is not None
+        total = node.inputs[0].shape[node.attributes["axis"].as_int()]
+        assert isinstance(total, int) and total % num_outputs == 0, node
+        sizes = ir.node("Constant", [], {"value_ints": [total // num_outputs] * num_outputs})
+        graph.insert_before(node, sizes)
+        node.resize_inputs(2)
+        node.replace_input_with(1, sizes.outputs[0])
 
 
 class MarkPlugins(_NamedPass):

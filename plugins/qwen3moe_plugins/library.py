@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen3moe_plugins.errors import InputError
+
 KERNELS = "libqwen3moe_kernels.so"
 PLUGINS = "libqwen3moe_plugins.so"
 PLUGINS_TRT8 = "libqwen3moe_plugins_trt8.so"
@@ -17,7 +19,7 @@ TENSORRT_RTX_NAME = "libtensorrt_rtx.so"
 PACKAGE_FOLDER = Path(__file__).resolve().parent / "lib"
 
 
-class LibraryNotFoundError(FileNotFoundError):
+class LibraryNotFoundError(InputError):
     """A library is not where it was looked for."""
 
 
@@ -28,7 +30,6 @@ def find_library(name: str, folder: Path | str | None = None) -> Path:
     """
     path = (PACKAGE_FOLDER if folder is None else Path(folder).resolve()) / name
     if not path.is_file():
-        raise LibraryNotFoundError(
-            f"{path}: no such file. `make plugins` builds it into {PACKAGE_FOLDER}; or name the folder that holds it."
-        )
+        remedy = f"run `make plugins`, which builds it into {PACKAGE_FOLDER}, or name the folder that holds it"
+        raise LibraryNotFoundError(str(path), got="no such file", expected="a library of this project", remedy=remedy)
     return path

@@ -34,17 +34,12 @@ def build_plan(
     check_request(manifest, flavour, limits, targets)
     limits = replace(limits, max_blocks=min(limits.max_blocks, _max_blocks(manifest, limits)))
     start = time.perf_counter()
-    builder = tensorrt.trt.Builder(tensorrt.logger)
-    network = builder.create_network(_network_flags(tensorrt))
-    parser = tensorrt.trt.OnnxParser(network, tensorrt.logger)
-    graph = export / manifest.graph_of(manifest.dtype, flavour.max_opset)
-    if not parser.parse_from_file(str(graph)):
-        raise BuildError(f"{graph}: " + "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors)))
+    builder, network, _ = parse(export, manifest, tensorrt)
     plugin_layers = _count_plugins(network, manifest, tensorrt)
     config = _configure(builder, network, manifest, tensorrt, limits, targets)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"{graph}: TensorRT {tensorrt.version} built no plan; its messages stand above")
+        raise BuildError(f"{export}: TensorRT {tensorrt.version} built no plan; its messages stand above")
     content = bytes(plan)
     info = PlanInfo(
         plan_sha256=hashlib.sha256(content).hexdigest(),
@@ -61,11 +56,23 @@ def build_plan(
     return content, info
 
 
+def parse(export: Path, manifest: Manifest, tensorrt: LoadedTensorRT) -> tuple[Any, Any, Any]:
+    """Builder, network and parser of the export's graph. Raises BuildError."""
+    builder = tensorrt.trt.Builder(tensorrt.logger)
+    network = builder.create_network(_network_flags(tensorrt))
+    parser = tensorrt.trt.OnnxParser(network, tensorrt.logger)
+    graph = export / manifest.graph_of(manifest.dtype, tensorrt.flavour.max_opset)
+    if not parser.parse_from_file(str(graph)):
+        raise BuildError(f"{graph}: " + "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors)))
+    return builder, network, parser
+
+
 def check_request(manifest: Manifest, flavour: Flavour, limits: Limits, targets: tuple[str, ...]) -> None:
     """Raises InputError if the flavour cannot build this export for these targets."""
     if manifest.dtype not in flavour.dtypes:
         expected = f"{' or '.join(flavour.dtypes)} for TensorRT {flavour.name}"
         raise InputError("export", got=manifest.dtype, expected=expected, remedy="export again with --dtype")
+    _check_kernels(manifest)
     unknown = [target for target in targets if target not in flavour.targets]
     if unknown:
         expected = name_list(flavour.targets) if flavour.targets else "none: this TensorRT builds for the GPU present"
@@ -76,6 +83,25 @@ def check_request(manifest: Manifest, flavour: Flavour, limits: Limits, targets:
     if limits.max_context > manifest.dims.max_position_embeddings:
         expected = f"at most {manifest.dims.max_position_embeddings}, as the model has positions"
         raise InputError("--max-context", got=limits.max_context, expected=expected, remedy="lower it")
+
+
+def _check_kernels(manifest: Manifest) -> None:
+    """Raises InputError if the plugins have no kernel for the model; they would only say so layer by layer."""
+    dims = manifest.dims
+    requirements = {
+        "head_dim": (dims.head_dim, "64 or 128", dims.head_dim in (64, 128)),
+        "num_attention_heads": (
+            dims.num_heads,
+            f"at most 16 times num_key_value_heads {dims.num_kv_heads}",
+            dims.num_heads <= 16 * dims.num_kv_heads,
+        ),
+        "hidden_size": (dims.hidden_size, "a multiple of 64 up to 16384", dims.hidden_size % 64 == 0),
+        "num_experts": (dims.num_experts, "at most 512", dims.num_experts <= 512),
+        "num_experts_per_tok": (dims.top_k, "at most 16", dims.top_k <= 16),
+    }
+    for name, (got, expected, holds) in requirements.items():
+        if not holds:
+            raise InputError(f"export: {name}", got=got, expected=expected, remedy="run it with ONNX Runtime")
 
 
 def _max_blocks(manifest: Manifest, limits: Limits) -> int:
@@ -116,10 +142,8 @@ def _configure(
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
     for ranges in profile_ranges(manifest, limits):
         profile = builder.create_optimization_profile()
-        for spec in manifest.inputs:
-            if any(isinstance(size, str) for size in spec.shape):
-                sizes = [ranges[size] if isinstance(size, str) else (size,) * 3 for size in spec.shape]
-                profile.set_shape(spec.name, *zip(*sizes, strict=True))
+        for name, shapes in profile_shapes(manifest, ranges).items():
+            profile.set_shape(name, *shapes)
         config.add_optimization_profile(profile)
     return config
 
@@ -139,3 +163,12 @@ def profile_ranges(manifest: Manifest, limits: Limits) -> tuple[dict[str, Range]
     }
     decode = common | {"num_tokens": (1, min(8, few), few)}
     return decode, common | {"num_tokens": (1, limits.max_tokens, limits.max_tokens)}
+
+
+def profile_shapes(manifest: Manifest, ranges: dict[str, Range]) -> dict[str, list[tuple[int, ...]]]:
+    """Smallest, usual and largest shape of every input that has dynamic dimensions."""
+    dynamic = [spec for spec in manifest.inputs if any(isinstance(size, str) for size in spec.shape)]
+    sizes = {
+        spec.name: [ranges[size] if isinstance(size, str) else (size,) * 3 for size in spec.shape] for spec in dynamic
+    }
+    return {name: list(zip(*per_axis, strict=True)) for name, per_axis in sizes.items()}

@@ -19,9 +19,9 @@ from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, current_device
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
-from qwen3moe_engine.tensorrt.loading import LoadReport, Progress, random_weights, stream_weights
+from qwen3moe_engine.tensorrt.loading import LoadReport, random_weights, stream_weights
 from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
-from qwen3moe_engine.weights import WeightPlan, plan_manifest
+from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
 from qwen3moe_plugins.library import KERNELS, find_library

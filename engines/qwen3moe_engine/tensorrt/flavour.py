@@ -42,7 +42,7 @@ class Flavour:
 
 RTX = Flavour(
     "rtx", "tensorrt_rtx", None, PLUGINS, "PLUGIN_V3", 23, ("bf16", "fp16"), strongly_typed=True, aliased_outputs=True,
-    targets=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"), preload=TENSORRT_RTX_NAME,
+    targets=("sm80", "sm86", "sm89", "sm120", "sm121"), preload=TENSORRT_RTX_NAME,
 )  # fmt: skip
 TRT8 = Flavour(
     "8", "tensorrt", 8, PLUGINS_TRT8, "PLUGIN_V2", 17, ("fp16",), strongly_typed=False, aliased_outputs=False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +18,12 @@ from qwen3moe_engine.checkpoint import NUMPY_DTYPES, StoredTensor
 from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.tensorrt.bindings import num_bytes_of
 from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
-from qwen3moe_engine.weights import WeightPlan, convert
+from qwen3moe_engine.weights import Progress, WeightPlan, convert
 from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
 
 CHUNK_BYTES = (
     64 << 20
 )  # of each of two buffers: large enough that a copy runs at the bus's rate, small beside host memory
-
-Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ need no torch run without it), and exit codes: 0 done, 1 a comparison failed, 2 
 
 from __future__ import annotations
 
+import errno
 import importlib
 
 import click
@@ -17,6 +18,7 @@ SUBCOMMANDS = {
     "pack": "Rewrite a checkpoint's weights in the engine's layout.",
     "verify": "Compare every stage of the export with the reference.",
     "generate": "Generate text from an export.",
+    "engine": "Build a TensorRT plan from an export.",
     "inspect": "Print a checkpoint, an export or a manifest.",
 }
 
@@ -27,6 +29,7 @@ _EXTRAS = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "onnxruntime": "onnxruntime",
+    "cuda": "cuda",
     "matplotlib": "verify",
     "transformers": "verify",
 }
@@ -56,6 +59,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except InputError as error:
             raise BadInput(str(error)) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # click ends quietly when the reader of a pipe has gone
+                raise
+            what = error.filename or "output"
+            raise BadInput(f"{what}: got {error.strerror}, expected a path to read or write; check it") from error
         except ModuleNotFoundError as error:
             if error.name not in _EXTRAS:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import click
 
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.tensorrt.plan import Limits
+from qwen3moe_export.cli import BadInput
 from qwen3moe_export.cli.progress import spinner
 
-_DEFAULTS = {field.name: field.default for field in fields(Limits)}
+_DEFAULTS = Limits()
 
 
 @click.command()
@@ -26,20 +26,16 @@ _DEFAULTS = {field.name: field.default for field in fields(Limits)}
 @click.option("--tensorrt", type=click.Choice(["auto", "rtx", "8", "10", "11"]), default="auto", show_default=True)
 @click.option("--target", help="Compute capabilities such as sm80,sm89.  [default: the GPU present]")
 @click.option(
-    "--max-tokens", type=click.IntRange(1), default=_DEFAULTS["max_tokens"], show_default=True, help="Of one step."
+    "--max-tokens", type=click.IntRange(1), default=_DEFAULTS.max_tokens, show_default=True, help="Of one step."
 )
-@click.option(
-    "--max-seqs", type=click.IntRange(1), default=_DEFAULTS["max_seqs"], show_default=True, help="In one step."
-)
+@click.option("--max-seqs", type=click.IntRange(1), default=_DEFAULTS.max_seqs, show_default=True, help="In one step.")
 @click.option(
     "--max-context",
     type=click.IntRange(1),
-    default=_DEFAULTS["max_context"],
-    show_default=True,
-    help="Tokens of a sequence.",
+    help=f"Tokens of a sequence.  [default: {_DEFAULTS.max_context}, or the model's if fewer]",
 )
 @click.option(
-    "--block-size", type=click.Choice(["16", "32", "64"]), default=str(_DEFAULTS["block_size"]), show_default=True
+    "--block-size", type=click.Choice(["16", "32", "64"]), default=str(_DEFAULTS.block_size), show_default=True
 )
 @click.option(
     "--plugins",
@@ -53,6 +49,7 @@ def command(
     target: str | None,
     plugins: Path | None,
     block_size: str,
+    max_context: int | None,
     **limits: Any,
 ) -> None:
     """Build a TensorRT plan from EXPORT, with a sidecar that binds the two.
@@ -62,15 +59,20 @@ def command(
       qwen3moe-export engine export
       qwen3moe-export engine export --tensorrt rtx --target sm89,sm120 --max-tokens 4096
     """
-    from qwen3moe_engine.tensorrt.build import build_plan
+    from qwen3moe_engine.tensorrt.build import BuildError, build_plan
     from qwen3moe_engine.tensorrt.flavour import load_tensorrt
     from qwen3moe_engine.tensorrt.plan import save_plan
 
     manifest = load_manifest(export)
+    context = max_context or min(_DEFAULTS.max_context, manifest.dims.max_position_embeddings)
+    requested = Limits(block_size=int(block_size), max_context=context, **limits)
     targets = tuple(target.split(",")) if target else ()
     with spinner("building"):
         loaded = load_tensorrt(tensorrt, plugins)
-        plan, info = build_plan(export, manifest, loaded, Limits(block_size=int(block_size), **limits), targets)
+        try:
+            plan, info = build_plan(export, manifest, loaded, requested, targets)
+        except BuildError as error:
+            raise BadInput(str(error)) from None
     path = output or export / f"{'-'.join((f'tensorrt-{info.flavour}', *targets))}.plan"
     save_plan(plan, info, path)
     click.echo(

@@ -8,26 +8,19 @@ from pathlib import Path
 import click
 
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
-from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.manifest import Manifest, load_manifest
-from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
-from qwen3moe_engine.request import Completion, SamplingParams
+from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.tokenizer import Tokenizer
-from qwen3moe_export.cli.progress import progress, spinner
+from qwen3moe_export.cli.executors import ExecutorOptions, capacity_of, executor_options, open_executor
+from qwen3moe_export.cli.progress import spinner
 from qwen3moe_plugins.errors import InputError
-
-BLOCK_SIZE = 16
-MAX_SEQS = 32
-MAX_STEP_TOKENS = 256  # the CPU functions compute every expert for every token: longer prompts go in chunks
 
 
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path))
-@click.option(
-    "--weights", type=click.Path(path_type=Path), required=True, help="The checkpoint: a folder or a .safetensors file."
-)
+@executor_options
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file with a prompt a line.")
@@ -38,8 +31,8 @@ MAX_STEP_TOKENS = 256  # the CPU functions compute every expert for every token:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a list of token_ids, text and finish_reason.")
 def command(
+    options: ExecutorOptions,
     export: Path,
-    weights: Path,
     prompt: str | None,
     prompt_ids: str | None,
     prompts: Path | None,
@@ -48,12 +41,13 @@ def command(
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
-    """Continue prompts greedily with EXPORT, run by ONNX Runtime on the CPU.
+    """Continue prompts greedily with EXPORT, run by ONNX Runtime on the CPU or by TensorRT.
 
     \b
     Examples:
       qwen3moe-export generate export --weights Qwen3-30B-A3B --prompt "Once upon a time"
       qwen3moe-export generate export --weights export/weights.safetensors --prompt-ids 5,9,77 --json
+      qwen3moe-export generate export --weights Qwen3-30B-A3B --executor tensorrt --plan engine.plan --prompt Hi
     """
     if sum(given is not None for given in (prompt, prompt_ids, prompts)) != 1:
         raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
@@ -65,14 +59,26 @@ def command(
             expected="one that takes token ids",
             remedy="export again without --inputs-embeds",
         )
-    folder = tokenizer or (weights if weights.is_dir() else weights.parent)
-    text = None if prompt_ids is not None and not (folder / "tokenizer.json").is_file() else Tokenizer(folder)
+    text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
     params = SamplingParams(max_new_tokens, ignore_eos)
-    engine = _build_engine(export, manifest, weights, token_ids, params)
+    engine = _build_engine(export, manifest, options, token_ids, params)
     with spinner("generating"):
         completions = engine.generate(token_ids, params)
     _print(completions, text, as_json)
+
+
+def _tokenizer(given: Path | None, weights: Path | None, optional: bool) -> Tokenizer | None:
+    """That of `given`, else the one beside the weights; none if there is none there and it is optional."""
+    if given is not None:
+        return Tokenizer(given)
+    if weights is None:
+        if optional:
+            return None
+        remedy = "give it, or prompts as ids with --prompt-ids"
+        raise InputError("--tokenizer", got="none", expected="a folder with tokenizer.json", remedy=remedy)
+    folder = weights if weights.is_dir() else weights.parent
+    return None if optional and not (folder / "tokenizer.json").is_file() else Tokenizer(folder)
 
 
 def _parse_ids(text: str) -> list[list[int]]:
@@ -100,15 +106,20 @@ def _encode(tokenizer: Tokenizer | None, prompt: str | None, prompts: Path | Non
 
 
 def _build_engine(
-    export: Path, manifest: Manifest, weights: Path, token_ids: list[list[int]], params: SamplingParams
+    export: Path, manifest: Manifest, options: ExecutorOptions, token_ids: list[list[int]], params: SamplingParams
 ) -> Engine:
-    """An engine whose KV pool holds as many of the requests at once as may run."""
-    needed = sorted((num_blocks_for(len(ids) + params.max_new_tokens, BLOCK_SIZE) for ids in token_ids), reverse=True)
-    limit = num_blocks_for(manifest.dims.max_position_embeddings, BLOCK_SIZE)
-    num_blocks = sum(min(blocks, limit) for blocks in needed[:MAX_SEQS])
-    config = OnnxRuntimeConfig(num_blocks, BLOCK_SIZE)
-    executor = OnnxRuntimeExecutor(export, manifest, open_checkpoint(weights), config, progress)
-    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), executor.max_model_len, MAX_STEP_TOKENS, MAX_SEQS)
+    """An engine whose KV pool holds as many of the requests at once as may run. Prompts are checked before it loads."""
+    capacity = capacity_of(options, manifest)
+    size = capacity.block_size
+    needed = sorted((num_blocks_for(len(ids) + params.max_new_tokens, size) for ids in token_ids), reverse=True)
+    limit = num_blocks_for(capacity.max_model_len, size)
+    num_blocks = sum(min(blocks, limit) for blocks in needed[: capacity.max_seqs])
+    blocks = BlockManager(num_blocks, size)
+    scheduler = Scheduler(blocks, capacity.max_model_len, capacity.max_step_tokens, capacity.max_seqs)
+    for ids in token_ids:
+        check_token_ids(ids, manifest.dims.vocab_size)
+        scheduler.check(Request(0, tuple(ids), params))
+    executor = open_executor(options, export, manifest, num_blocks)
     return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids)
 
 

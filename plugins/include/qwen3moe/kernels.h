@@ -31,77 +31,77 @@ const char* qwen3moe_version(void);
 
 /* PagedAttention. T tokens packed, B sequences, Hq query heads, Hkv key/value heads, D head_dim. */
 typedef struct {
-    int32_t dtype;          /* qwen3moe_dtype of qkv, norm weights, kv_cache, out */
-    int32_t num_tokens;     /* T, padding included */
-    int32_t num_seqs;       /* B */
-    int32_t num_heads;      /* Hq */
-    int32_t num_kv_heads;   /* Hkv, divides Hq, Hq / Hkv <= 16 */
-    int32_t head_dim;       /* D: 64 or 128 */
+    int32_t dtype;        /* qwen3moe_dtype of qkv, norm weights, kv_cache, out */
+    int32_t num_tokens;   /* T, padding included */
+    int32_t num_seqs;     /* B */
+    int32_t num_heads;    /* Hq */
+    int32_t num_kv_heads; /* Hkv, divides Hq, Hq / Hkv <= 16 */
+    int32_t head_dim;     /* D: 64 or 128 */
     int32_t num_blocks;
-    int32_t block_size;     /* 16, 32 or 64 */
-    int32_t max_blocks;     /* width of block_table */
-    int32_t num_positions;  /* P, rows of cos_sin_cache */
-    float scale;            /* of query . key before the softmax */
-    float eps;              /* of the RMS norms */
+    int32_t block_size;    /* 16, 32 or 64 */
+    int32_t max_blocks;    /* width of block_table */
+    int32_t num_positions; /* P, rows of cos_sin_cache */
+    float scale;           /* of query . key before the softmax */
+    float eps;             /* of the RMS norms */
 } qwen3moe_paged_attention_shape;
 
 typedef struct {
-    const void* qkv;              /* [T, (Hq + 2 Hkv) * D] */
-    const void* q_norm_weight;    /* [D] */
-    const void* k_norm_weight;    /* [D] */
-    const float* cos_sin_cache;   /* [P, D]: D/2 cosines, then D/2 sines */
-    const int32_t* positions;     /* [T] */
-    void* kv_cache;               /* [num_blocks, 2, Hkv, block_size, D], read and written */
-    const int32_t* block_table;   /* [B, max_blocks] */
-    const int32_t* cu_seqlens;    /* [B + 1] */
-    const int32_t* context_lens;  /* [B], new tokens included */
-    void* out;                    /* [T, Hq * D] */
+    const void* qkv;             /* [T, (Hq + 2 Hkv) * D] */
+    const void* q_norm_weight;   /* [D] */
+    const void* k_norm_weight;   /* [D] */
+    const float* cos_sin_cache;  /* [P, D]: D/2 cosines, then D/2 sines */
+    const int32_t* positions;    /* [T] */
+    void* kv_cache;              /* [num_blocks, 2, Hkv, block_size, D], read and written */
+    const int32_t* block_table;  /* [B, max_blocks] */
+    const int32_t* cu_seqlens;   /* [B + 1] */
+    const int32_t* context_lens; /* [B], new tokens included */
+    void* out;                   /* [T, Hq * D] */
 } qwen3moe_paged_attention_tensors;
 
 size_t qwen3moe_paged_attention_workspace_size(const qwen3moe_paged_attention_shape* shape);
 int32_t qwen3moe_paged_attention(const qwen3moe_paged_attention_shape* shape,
-                                 const qwen3moe_paged_attention_tensors* tensors,
-                                 void* workspace, size_t workspace_size, qwen3moe_stream stream);
+                                 const qwen3moe_paged_attention_tensors* tensors, void* workspace,
+                                 size_t workspace_size, qwen3moe_stream stream);
 
 /* MoE. E logical experts, E_local held here, H hidden size, I expert width. */
 typedef struct {
-    int32_t dtype;              /* qwen3moe_dtype of hidden, router_logits, gate_up, down, out */
-    int32_t num_tokens;         /* T */
-    int32_t hidden_size;        /* H, a multiple of 64 */
-    int32_t intermediate_size;  /* I, a multiple of 64 */
-    int32_t num_experts;        /* E <= 512 */
-    int32_t num_local_experts;  /* E_local */
-    int32_t top_k;              /* <= 16 */
-    int32_t norm_topk_prob;     /* 0 or 1 */
+    int32_t dtype;             /* qwen3moe_dtype of hidden, router_logits, gate_up, down, out */
+    int32_t num_tokens;        /* T */
+    int32_t hidden_size;       /* H, a multiple of 64 */
+    int32_t intermediate_size; /* I, a multiple of 64 */
+    int32_t num_experts;       /* E <= 512 */
+    int32_t num_local_experts; /* E_local */
+    int32_t top_k;             /* <= 16 */
+    int32_t norm_topk_prob;    /* 0 or 1 */
 } qwen3moe_moe_shape;
 
 typedef struct {
-    const void* hidden;         /* [T, H] */
-    const void* router_logits;  /* [T, E] */
-    const void* gate_up;        /* [E_local, 2 I, H]: I gate rows, then I up rows */
-    const void* down;           /* [E_local, H, I] */
-    const int32_t* expert_map;  /* [E]: slot in gate_up and down, or -1 */
-    void* out;                  /* [T, H] */
+    const void* hidden;        /* [T, H] */
+    const void* router_logits; /* [T, E] */
+    const void* gate_up;       /* [E_local, 2 I, H]: I gate rows, then I up rows */
+    const void* down;          /* [E_local, H, I] */
+    const int32_t* expert_map; /* [E]: slot in gate_up and down, or -1 */
+    void* out;                 /* [T, H] */
 } qwen3moe_moe_tensors;
 
 size_t qwen3moe_moe_workspace_size(const qwen3moe_moe_shape* shape);
-int32_t qwen3moe_moe(const qwen3moe_moe_shape* shape, const qwen3moe_moe_tensors* tensors,
-                     void* workspace, size_t workspace_size, qwen3moe_stream stream);
+int32_t qwen3moe_moe(const qwen3moe_moe_shape* shape, const qwen3moe_moe_tensors* tensors, void* workspace,
+                     size_t workspace_size, qwen3moe_stream stream);
 
 /* RMSNorm and AddRMSNorm. out = weight * x / rms(x), where with a residual x stands for x + residual, rounded first. */
 typedef struct {
-    int32_t dtype;        /* qwen3moe_dtype of every tensor */
-    int32_t num_tokens;   /* T */
-    int32_t hidden_size;  /* H, a multiple of 8, at most 16384 */
-    float eps;            /* added to the mean square */
+    int32_t dtype;       /* qwen3moe_dtype of every tensor */
+    int32_t num_tokens;  /* T */
+    int32_t hidden_size; /* H, a multiple of 8, at most 16384 */
+    float eps;           /* added to the mean square */
 } qwen3moe_rms_norm_shape;
 
 typedef struct {
-    const void* x;         /* [T, H] */
-    const void* residual;  /* [T, H], or NULL */
-    const void* weight;    /* [H] */
-    void* out;             /* [T, H] */
-    void* residual_out;    /* [T, H]: x + residual; NULL if residual is */
+    const void* x;        /* [T, H] */
+    const void* residual; /* [T, H], or NULL */
+    const void* weight;   /* [H] */
+    void* out;            /* [T, H] */
+    void* residual_out;   /* [T, H]: x + residual; NULL if residual is */
 } qwen3moe_rms_norm_tensors;
 
 size_t qwen3moe_rms_norm_workspace_size(const qwen3moe_rms_norm_shape* shape);
@@ -131,19 +131,19 @@ typedef struct {
 } qwen3moe_sample_shape;
 
 typedef struct {
-    const float* logits;        /* [num_rows, vocab_size] */
-    const float* temperature;   /* 0: greedy, the lower index among equals */
-    const int32_t* top_k;       /* 0: off */
-    const float* top_p;         /* 1: off */
-    const float* min_p;         /* 0: off */
-    const uint64_t* seed;       /* Philox key of the request */
-    const uint64_t* offset;     /* Philox counter: the index of the token being drawn */
-    int32_t* token;             /* out */
+    const float* logits;      /* [num_rows, vocab_size] */
+    const float* temperature; /* 0: greedy, the lower index among equals */
+    const int32_t* top_k;     /* 0: off */
+    const float* top_p;       /* 1: off */
+    const float* min_p;       /* 0: off */
+    const uint64_t* seed;     /* Philox key of the request */
+    const uint64_t* offset;   /* Philox counter: the index of the token being drawn */
+    int32_t* token;           /* out */
 } qwen3moe_sample_tensors;
 
 size_t qwen3moe_sample_workspace_size(const qwen3moe_sample_shape* shape);
-int32_t qwen3moe_sample(const qwen3moe_sample_shape* shape, const qwen3moe_sample_tensors* tensors,
-                        void* workspace, size_t workspace_size, qwen3moe_stream stream);
+int32_t qwen3moe_sample(const qwen3moe_sample_shape* shape, const qwen3moe_sample_tensors* tensors, void* workspace,
+                        size_t workspace_size, qwen3moe_stream stream);
 
 #ifdef __cplusplus
 }

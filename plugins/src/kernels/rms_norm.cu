@@ -10,8 +10,8 @@ namespace qwen3moe {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVector = 8;                                   // 16-bit elements in 16 bytes
-constexpr int kMaxVectors = 16384 / (kThreads * kVector);    // a thread's share of the longest row, in registers
+constexpr int kVector = 8;                                 // 16-bit elements in 16 bytes
+constexpr int kMaxVectors = 16384 / (kThreads * kVector);  // a thread's share of the longest row, in registers
 
 __device__ __forceinline__ float block_sum(float value) {
     __shared__ float partial[kThreads / 32];
@@ -30,9 +30,9 @@ struct alignas(16) Vector {
 
 // x, residual, out, residual_out [T, H]; weight [H]; residual and residual_out may both be null.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rms_norm_kernel(const Vector<T>* x, const Vector<T>* residual,
-                                                            const Vector<T>* weight, Vector<T>* out,
-                                                            Vector<T>* residual_out, int num_vectors, float eps) {
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_kernel(const Vector<T>* x, const Vector<T>* residual, const Vector<T>* weight, Vector<T>* out,
+                    Vector<T>* residual_out, int num_vectors, float eps) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * num_vectors;
     Vector<T> kept[kMaxVectors];
     float sum = 0.0f;
