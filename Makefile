@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-conf
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format typecheck plugins lock clean
+.PHONY: help venv demo test lint format typecheck plugins wheel lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -64,6 +64,10 @@ plugins: $(TOOLKIT) ## the CUDA kernels and TensorRT plugins; options in plugins
 $(TOOLKIT): $(VENV) requirements/plugins.lock
 	$(BIN)/pip install --no-compile -r requirements/plugins.lock
 	touch $@
+
+wheel: plugins ## a wheel with the plugin libraries, in dist/; they need the C library of the machine that built them
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist . \
+	    --config-settings=--build-option=--plat-name=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_platform().replace("-", "_"))')
 
 # The CUDA packages that torch names for itself on Linux stay out of the lock: pip adds them where the torch build at
 # hand asks for them, and a CPU build does not.

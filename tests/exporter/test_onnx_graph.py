@@ -51,6 +51,31 @@ def test_custom_operators_are_single_nodes_with_functions(stages, name, num_moe)
         assert len(node.input) == len(declarations[node.op_type].inputs)
 
 
+@pytest.mark.parametrize("name", ["trained", "mlp_only_layers"])
+def test_the_form_for_tensorrt_8(stages, name):
+    """Opset 17, no functions, no KV outputs: the 8.6 parser takes no other."""
+    path, manifest = stages.export(name, "fp16")
+    model = onnx.load(path / "model.trt8.onnx")
+    assert manifest.graph_of("fp16", max_opset=17) == "model.trt8.onnx"
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 17, DOMAIN: 1}
+    assert not model.functions and not model.graph.initializer
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert [value.name for value in model.graph.input] == [spec.name for spec in manifest.inputs]
+    attention = [node for node in model.graph.node if node.op_type == "PagedAttention"]
+    assert len(attention) == manifest.dims.num_layers and all(len(node.output) == 1 for node in attention)
+    for node in model.graph.node:
+        if node.domain == "":
+            onnx.checker.check_node(node, context_at(17))
+    splits = [node for node in model.graph.node if node.op_type == "Split"]
+    assert len(splits) == manifest.dims.num_layers - manifest.op_counts["MoE"]
+
+
+def context_at(opset: int) -> onnx.checker.C.CheckerContext:
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = 8, {"": opset}
+    return context
+
+
 def test_dynamic_dimensions(stages):
     _, manifest = stages.export("trained", "bf16")
     dynamic = {spec.name: spec.shape for kind in ("batch", "kv_cache", "rope") for spec in manifest.of_kind(kind)}
