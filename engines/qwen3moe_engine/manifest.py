@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from qwen3moe_plugins.errors import InputError, name_list
+from qwen3moe_engine.typed_json import from_json
+from qwen3moe_plugins.errors import InputError
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -164,7 +164,7 @@ def parse_manifest(values: Any, where: str) -> Manifest:
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(f"{where}: format", got=found, expected=FORMAT, remedy="export again with this version")
-    manifest: Manifest = _typed(Manifest, values, where, "")
+    manifest: Manifest = from_json(Manifest, values, where, "export again")
     _one_of(f"{where}: dtype", manifest.dtype, DTYPES)
     for spec in manifest.inputs:
         _one_of(f"{where}: {spec.name} kind", spec.kind, KINDS)
@@ -179,34 +179,6 @@ def parse_manifest(values: Any, where: str) -> Manifest:
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(what, got=value, expected=f"one of {', '.join(allowed)}", remedy="export again")
-
-
-def _typed(hint: Any, value: Any, file: str, path: str) -> Any:
-    """The JSON `value` as the type `hint`: objects as dataclasses, lists as tuples. `path` names it within `file`."""
-    origin, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(value, dict):
-        return _dataclass(hint, value, file, path)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(args[0], item, file, f"{path}[{index}]") for index, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _typed(args[1], item, file, f"{path}.{name}") for name, item in value.items()}
-    allowed = {int, float} if hint is float else set(args) if origin is UnionType else {hint}
-    if type(value) not in allowed:
-        got, expected = type(value).__name__, getattr(hint, "__name__", str(hint))
-        raise InputError(f"{file}: {path}", got=got, expected=expected, remedy="export again")
-    return value
-
-
-def _dataclass(cls: Any, values: dict[str, Any], file: str, path: str) -> Any:
-    """A frozen dataclass from a JSON object with exactly its fields (those with a default may be absent)."""
-    hints, defaults = get_type_hints(cls), {field.name for field in fields(cls) if field.default is not MISSING}
-    unknown, missing = set(values) - set(hints), set(hints) - defaults - set(values)
-    if unknown or missing:
-        got = f"unknown {name_list(unknown)}" if unknown else f"no {name_list(missing)}"
-        expected = f"the fields {', '.join(hints)}"
-        raise InputError(f"{file}: {path}" if path else file, got=got, expected=expected, remedy="export again")
-    prefix = f"{path}." if path else ""
-    return cls(**{name: _typed(hints[name], value, file, prefix + name) for name, value in values.items()})
 
 
 def file_sha256(path: Path) -> str:

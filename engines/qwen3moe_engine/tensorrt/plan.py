@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qwen3moe_engine.manifest import FILE_NAME, file_sha256
+from qwen3moe_engine.typed_json import from_json
 from qwen3moe_plugins.errors import InputError
 
 
@@ -66,12 +67,10 @@ def load_plan_info(plan: Path) -> PlanInfo:
         raise InputError(str(path), got="no file", expected="the plan's sidecar", remedy="build the plan again")
     try:
         values = json.loads(path.read_text())
-        values["limits"] = Limits(**values["limits"])
-        values["targets"] = tuple(values["targets"])
-        info = PlanInfo(**values)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        expected = f"the fields {', '.join(field.name for field in fields(PlanInfo))}"
-        raise InputError(str(path), got=str(error), expected=expected, remedy="build the plan again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        got = f"invalid JSON ({error})"
+        raise InputError(str(path), got=got, expected="a sidecar", remedy="build the plan again") from None
+    info: PlanInfo = from_json(PlanInfo, values, str(path), "build the plan again")
     _expect(str(plan), "sha256", file_sha256(plan), info.plan_sha256)
     return info
 
