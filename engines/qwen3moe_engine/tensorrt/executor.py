@@ -72,7 +72,8 @@ class TensorRTExecutor:
         self._bindings = Bindings(manifest, info.limits, config.max_logits or info.limits.max_seqs, self._stream)
         kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
         self.load_report = self._load(manifest, weights, kernels, progress)
-        self._scratch = self._bindings.memory.allocate(self._engine.device_memory_size, "activations")
+        self._scratch_bytes = self._tensorrt.scratch_bytes(self._engine)
+        self._scratch = self._bindings.memory.allocate(self._scratch_bytes, "activations")
         reserve_bytes = (1.0 - config.memory_fraction) * self.device.total_memory
         self.num_blocks = self._bindings.place_kv_pool(config.num_blocks, reserve_bytes)
         self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
@@ -128,8 +129,7 @@ class TensorRTExecutor:
 
     def _make_context(self, profile: int) -> Any:
         """A context with every address bound. All share one scratch memory, as only one runs at a time."""
-        context = self._engine.create_execution_context_without_device_memory()
-        context.device_memory = self._scratch
+        context = self._tensorrt.new_context(self._engine, self._scratch, self._scratch_bytes)
         if not context.set_optimization_profile_async(profile, self._stream.handle):
             raise RuntimeError(f"TensorRT refused profile {profile}; its messages stand above")
         for index in range(self._engine.num_io_tensors):

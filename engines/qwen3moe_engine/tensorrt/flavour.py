@@ -9,7 +9,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from qwen3moe_plugins.library import PLUGINS, PLUGINS_TRT8, TENSORRT_RTX_NAME, f
 class Flavour:
     """module: the Python package. major: of its version, None where any will do. plugins: the library it loads.
 
-    max_opset: of ONNX graphs its parser takes. dtypes: of activations. strongly_typed: layers keep the graph's dtypes.
-    aliased_outputs: kv_cache_out is an output that shares kv_cache's memory (else the plugin has no such output and
-    writes the input in place). targets: compute capabilities it builds for without a GPU (none: for the one present).
-    preload: a library whose name its parser looks up and its wheel lacks.
+    plugin_layer: the layer type it gives our operators. max_opset: of ONNX graphs its parser takes. dtypes: of
+    activations. strongly_typed: layers keep the graph's dtypes. aliased_outputs: kv_cache_out is an output that shares
+    kv_cache's memory (else there is no such output and the plugin writes the input in place). sized_scratch: a
+    context's scratch memory is given with its size. targets: compute capabilities it builds for without a GPU (none: for
+    the one present). preload: a library whose name its parser looks up and its wheel lacks.
     """
 
     name: str
@@ -36,22 +37,43 @@ class Flavour:
     dtypes: tuple[str, ...]
     strongly_typed: bool
     aliased_outputs: bool
+    sized_scratch: bool
     targets: tuple[str, ...] = ()
     preload: str | None = None
 
 
-RTX = Flavour(
-    "rtx", "tensorrt_rtx", None, PLUGINS, "PLUGIN_V3", 23, ("bf16", "fp16"), strongly_typed=True, aliased_outputs=True,
-    targets=("sm80", "sm86", "sm89", "sm120", "sm121"), preload=TENSORRT_RTX_NAME,
-)  # fmt: skip
-TRT8 = Flavour(
-    "8", "tensorrt", 8, PLUGINS_TRT8, "PLUGIN_V2", 17, ("fp16",), strongly_typed=False, aliased_outputs=False
-)
 TRT10 = Flavour(
-    "10", "tensorrt", 10, PLUGINS, "PLUGIN_V3", 23, ("bf16", "fp16"), strongly_typed=True, aliased_outputs=True
+    name="10",
+    module="tensorrt",
+    major=10,
+    plugins=PLUGINS,
+    plugin_layer="PLUGIN_V3",
+    max_opset=23,
+    dtypes=("bf16", "fp16"),
+    strongly_typed=True,
+    aliased_outputs=True,
+    sized_scratch=True,
 )
-TRT11 = Flavour(
-    "11", "tensorrt", 11, PLUGINS, "PLUGIN_V3", 23, ("bf16", "fp16"), strongly_typed=True, aliased_outputs=True
+TRT11 = replace(TRT10, name="11", major=11)
+RTX = replace(
+    TRT10,
+    name="rtx",
+    module="tensorrt_rtx",
+    major=None,
+    targets=("sm80", "sm86", "sm89", "sm120", "sm121"),
+    preload=TENSORRT_RTX_NAME,
+)
+TRT8 = replace(
+    TRT10,
+    name="8",
+    major=8,
+    plugins=PLUGINS_TRT8,
+    plugin_layer="PLUGIN_V2",
+    max_opset=17,
+    dtypes=("fp16",),
+    strongly_typed=False,
+    aliased_outputs=False,
+    sized_scratch=False,
 )
 FLAVOURS = {flavour.name: flavour for flavour in (RTX, TRT8, TRT10, TRT11)}
 
@@ -65,6 +87,20 @@ class LoadedTensorRT:
     version: str
     logger: Any
     plugin_library: Path
+
+    def scratch_bytes(self, engine: Any) -> int:
+        """Device memory that an execution context of `engine` needs beside its bindings."""
+        return engine.device_memory_size_v2 if self.flavour.sized_scratch else engine.device_memory_size
+
+    def new_context(self, engine: Any, scratch: int, num_bytes: int) -> Any:
+        """An execution context on `num_bytes` of the caller's device memory at address `scratch`."""
+        if not self.flavour.sized_scratch:
+            context = engine.create_execution_context_without_device_memory()
+            context.device_memory = scratch
+            return context
+        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context.set_device_memory(scratch, num_bytes)
+        return context
 
 
 def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorRT:
