@@ -24,8 +24,8 @@ class Flavour:
     plugin_layer: the layer type it gives our operators. max_opset: of ONNX graphs its parser takes. dtypes: of
     activations. strongly_typed: layers keep the graph's dtypes. aliased_outputs: kv_cache_out is an output that shares
     kv_cache's memory (else there is no such output and the plugin writes the input in place). sized_scratch: a
-    context's scratch memory is given with its size. targets: compute capabilities it builds for without a GPU (none: for
-    the one present). preload: a library whose name its parser looks up and its wheel lacks.
+    context's scratch memory is given with its size. targets: compute capabilities it builds for without a GPU (none:
+    for the one present). preload: a library whose name its parser looks up and its wheel lacks.
     """
 
     name: str
