@@ -124,6 +124,12 @@ class Manifest:
         assert kind in KINDS, kind
         return [spec for spec in self.inputs if spec.kind == kind]
 
+    def require_token_ids(self, export: Path) -> None:
+        """Raises InputError if the graph in the folder `export` takes embeddings."""
+        if self.takes_embeddings:
+            got, expected = "an export of --inputs-embeds", "one that takes token ids"
+            raise InputError(str(export), got=got, expected=expected, remedy="export again without --inputs-embeds")
+
     def graph_of(self, dtype: str, max_opset: int | None = None) -> str:
         """File name of the first graph in `dtype`, of at most opset `max_opset`. Raises InputError if there is none."""
         for name, graph in self.graphs.items():

@@ -52,13 +52,7 @@ def command(
     if sum(given is not None for given in (prompt, prompt_ids, prompts)) != 1:
         raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
     manifest = load_manifest(export)
-    if manifest.takes_embeddings:
-        raise InputError(
-            str(export),
-            got="an export of --inputs-embeds",
-            expected="one that takes token ids",
-            remedy="export again without --inputs-embeds",
-        )
+    manifest.require_token_ids(export)
     text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
     params = SamplingParams(max_new_tokens, ignore_eos)

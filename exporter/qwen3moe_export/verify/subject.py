@@ -22,13 +22,7 @@ class Subject:
 
 def check_export(manifest: Manifest, export: Path, config_sha256: str, where: Path) -> None:
     """Raises InputError unless `export` takes token ids and is of the architecture with this hash, that of `where`."""
-    if manifest.takes_embeddings:
-        raise InputError(
-            str(export),
-            got="an export of --inputs-embeds",
-            expected="one that takes token ids",
-            remedy="export again without --inputs-embeds",
-        )
+    manifest.require_token_ids(export)
     if manifest.config_sha256 != config_sha256:
         raise InputError(
             str(export),
