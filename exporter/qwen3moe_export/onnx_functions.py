@@ -2,7 +2,8 @@
 
 Owns: loop-free bodies in standard operators, for any dtype of activations and any value of the dynamic dimensions. A
 runtime that has a kernel for the operator never looks at them. MoE computes every local expert for every token: simple,
-and right, but dense. KV caches must hold no NaN, as masked scores still meet their values; runtimes zero-fill them. PagedAttention is one long function, as a local function is one graph: its paragraphs are its parts.
+and right, but dense. KV caches must hold no NaN, as masked scores still meet their values; runtimes zero-fill them.
+PagedAttention is one long function because a local function is one graph: its paragraphs are its parts.
 
 Legend: as in qwen3moe_plugins.ops; n tokens without padding, L the longest run of new tokens, S the longest context,
 G query heads a key/value head serves.
