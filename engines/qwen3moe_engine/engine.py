@@ -27,16 +27,16 @@ class Engine:
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._num_requests = 0
 
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """Greedy completions of the prompts (token ids), in their order. Raises InputError before any is run."""
         requests = [self._make_request(prompt, params) for prompt in prompts]
         for request in requests:
             self._scheduler.check(request)
-        arriving = deque(requests)
-        while arriving or self._scheduler.has_work:
-            while arriving and not self._scheduler.is_full:
-                self._scheduler.add(arriving.popleft())
-            self.step()
+        self._run(requests)
         return [Completion(tuple(request.output_ids), str(request.finish_reason)) for request in requests]
 
     def add_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
@@ -69,6 +69,19 @@ class Engine:
                 self._scheduler.finish(request)
                 finished.append(request)
         return finished
+
+    def _run(self, requests: list[Request]) -> None:
+        """Until all are finished, feeding them as the queue has room. An error leaves none of them behind."""
+        arriving = deque(requests)
+        try:
+            while arriving or self.has_work:
+                while arriving and not self._scheduler.is_full:
+                    self._scheduler.add(arriving.popleft())
+                self.step()
+        except BaseException:
+            for request in requests[: len(requests) - len(arriving)]:
+                self.abort(request)
+            raise
 
     def _make_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
         check_token_ids(prompt, self._vocab_size)

@@ -174,25 +174,31 @@ class Scheduler:
         return scheduled
 
     def _admit_waiting(self, scheduled: list[ScheduledRequest], budget: int) -> None:
+        """Appends chunks of the first to wait. A block stays free for each request that grows, lest what is admitted be
+        preempted at once."""
+        if not self._waiting or budget <= 0 or len(self._running) >= self.max_seqs:
+            return
+        num_growing = sum(map(self._grows, self._running))
         while self._waiting and budget > 0 and len(self._running) < self.max_seqs:
             request = self._waiting.first
-            if not self._admit(request):
+            num_growing += self._grows(request)
+            if not self._admit(request, num_reserved=num_growing):
                 return
             num_pending, start = request.num_tokens - request.num_computed, request.num_computed
             num_new = min(num_pending, budget)
             budget -= num_new
             scheduled.append(ScheduledRequest(request, start, num_new, num_new == num_pending, num_cached=start))
 
-    def _admit(self, request: Request) -> bool:
+    def _admit(self, request: Request, num_reserved: int) -> bool:
         """Starts a request behind what the prefix cache has of it, if there are blocks. Its last token is computed in
         any case: somebody has to have the logits."""
-        block_size = self.blocks.block_size
-        num_spare = self.blocks.num_free - sum(map(self._grows, self._running))
+        num_spare = self.blocks.num_free - num_reserved
         if num_spare <= 0:
             return False
+        block_size = self.blocks.block_size
         shared = self.blocks.find_prefix(self._hashes(request, (request.num_tokens - 1) // block_size))
         num_missing = num_blocks_for(request.num_tokens, block_size) - len(shared)
-        if num_missing + self.blocks.num_idle(shared) + self._grows(request) > num_spare:
+        if num_missing + self.blocks.num_idle(shared) > num_spare:
             return False
         self.blocks.share(shared)
         request.block_ids.extend([*shared, *self.blocks.allocate(num_missing)])
@@ -205,8 +211,7 @@ class Scheduler:
         return True
 
     def _grows(self, request: Request) -> bool:
-        """Whether it may need more blocks than its known tokens do. Admission leaves one for each such request, lest
-        what is admitted be preempted at once."""
+        """Whether it may need more blocks than its known tokens do."""
         size = self.blocks.block_size
         return num_blocks_for(request.num_tokens, size) < num_blocks_for(request.max_tokens, size)
 

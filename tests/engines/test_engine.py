@@ -42,7 +42,7 @@ def test_tokens_do_not_depend_on_who_shares_the_batch(prompts, params, num_block
         stopped = completion.token_ids[-1] == EOS and not params.ignore_eos
         assert completion.finish_reason == ("stop" if stopped else "length")
     assert all(tokens <= max_step_tokens and seqs <= max_seqs for tokens, seqs in executor.step_sizes)
-    assert engine._scheduler.blocks.num_free == num_blocks and not engine._scheduler.has_work
+    assert engine._scheduler.blocks.num_free == num_blocks and not engine.has_work
 
 
 @settings(deadline=None)
@@ -53,10 +53,10 @@ def test_requests_may_arrive_while_others_run(prompts, steps_between):
     requests, finished = [], []
     for prompt, num_steps in zip(prompts, steps_between, strict=False):
         requests.append(engine.add_request(prompt, params))
-        for _ in range(num_steps if engine._scheduler.has_work else 0):
-            if engine._scheduler.has_work:
+        for _ in range(num_steps if engine.has_work else 0):
+            if engine.has_work:
                 finished += engine.step()
-    while engine._scheduler.has_work:
+    while engine.has_work:
         finished += engine.step()
     assert [request.output_ids for request in requests] == [expected_tokens(prompt, params) for prompt in prompts]
     assert sorted(request.request_id for request in finished) == [request.request_id for request in requests]
@@ -72,7 +72,7 @@ def test_every_prompt_is_checked_before_any_runs():
     ):
         with pytest.raises(InputError, match=said):
             engine.generate([[1, 2], bad], SamplingParams(4))
-    assert not executor.step_sizes and not engine._scheduler.has_work
+    assert not executor.step_sizes and not engine.has_work
     assert engine.generate([[1, 2]], SamplingParams(4))[0].token_ids == tuple(
         expected_tokens([1, 2], SamplingParams(4))
     )
@@ -83,7 +83,7 @@ def test_greedy_takes_the_lower_id_of_equals():
 
 
 def run_to_end(engine: Engine) -> None:
-    while engine._scheduler.has_work:
+    while engine.has_work:
         engine.step()
         engine._scheduler.check_invariants()
 
@@ -160,3 +160,17 @@ def test_an_aborted_request_is_gone_at_once(num_steps, midway):
     run_to_end(engine)
     assert other.output_ids == expected_tokens(other.prompt_ids, params)
     assert engine.stats().num_blocks_used == 0
+
+
+def test_an_error_leaves_nothing_of_generate_behind():
+    engine, executor = make_engine(max_seqs=1, max_waiting=1)
+
+    def fail() -> None:
+        if len(executor.step_sizes) == 3:
+            raise RuntimeError("lost the device")
+
+    executor.on_execute = fail
+    with pytest.raises(RuntimeError, match="lost the device"):
+        engine.generate([[1, 2, 3]] * 4, SamplingParams(8, ignore_eos=True))
+    assert not engine.has_work and engine.stats().num_blocks_used == 0
+    engine._scheduler.check_invariants()
