@@ -19,7 +19,9 @@ from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 
 @dataclass(frozen=True)
 class Arrival:
-    """A prompt of num_shared tokens, the same for all who share `prefix`, and num_own of its own.
+    """A prompt of num_shared tokens, the same for all of a `prefix`, and num_own of its own.
+
+    Prefix 1 is prefix 0 with another first token, and prefix 2 repeats four tokens: equal blocks behind unequal ones.
 
     cancelled_at: the step in which it is cancelled, if it has not finished by then; `midway`, while that step runs.
     """
@@ -35,8 +37,10 @@ class Arrival:
     midway: bool
 
     def prompt(self, index: int, vocab_size: int) -> list[int]:
-        shared = [(self.prefix * 17 + i * i * 7 + i) % vocab_size for i in range(self.num_shared)]
-        return shared + [(index * 29 + i * 11 + 3) % vocab_size for i in range(self.num_own)]
+        shared = [self.prefix, *((i * i * 7 + i) % vocab_size for i in range(1, self.num_shared))]
+        if self.prefix == 2:
+            shared = [3, 1, 4, 2] * self.num_shared
+        return shared[: self.num_shared] + [(index * 29 + i * 11 + 3) % vocab_size for i in range(self.num_own)]
 
     @property
     def params(self) -> SamplingParams:
@@ -60,7 +64,7 @@ def schedules(
     arrival = st.builds(
         Arrival,
         step=st.integers(0, 12) | st.just(0),
-        prefix=st.integers(0, 1),
+        prefix=st.integers(0, 2),
         num_shared=st.integers(0, max_prompt // 2),
         num_own=st.integers(1, max_prompt // 2) | st.just(1),
         max_new_tokens=st.integers(min_new_tokens, max_new_tokens),
@@ -75,7 +79,7 @@ def schedules(
         spare_blocks=st.sampled_from((0, 1, 2, 3, 5, 8)),
         max_step_tokens=st.integers(1, 24),
         max_seqs=st.sampled_from((1, 2, 3, 4, 6)),
-        max_waiting=st.sampled_from((1, 3, 8)),
+        max_waiting=st.sampled_from((1, 4, 8, 8)),
     )
 
 
@@ -92,8 +96,10 @@ class Driver:
     def run(self) -> list[Request | None]:
         """The requests by arrival, each finished or aborted; None for those that found the queue full.
 
-        Checks the scheduler's invariants after every step, that nothing finishes twice, and that nothing is left."""
+        Checks the scheduler's invariants after every step, that a stream of each request's tokens would have none lost
+        or repeated, that nothing finishes twice, and that nothing is left."""
         self._requests: dict[int, Request | None] = {}
+        self._streams: dict[int, list[int]] = {}
         self._finished: list[Request] = []
         for step in itertools.count():
             self._arrive(step)
@@ -101,6 +107,7 @@ class Driver:
             self.call_midway(lambda step=step: self._cancel(step, midway=True))
             self._finished += self.engine.step()
             self.scheduler.check_invariants()
+            self._stream()
             if len(self._requests) == len(self.schedule.arrivals) and not self.scheduler.has_work:
                 break
         self._check_end()
@@ -120,6 +127,13 @@ class Driver:
             if request is not None and (arrival.cancelled_at, arrival.midway) == (step, midway):
                 self.engine.abort(request)
                 assert not request.block_ids, "an aborted request holds blocks"
+
+    def _stream(self) -> None:
+        """A step adds at most one token to what a client has seen."""
+        for request in filter(None, self._requests.values()):
+            seen = self._streams.setdefault(request.request_id, [])
+            assert request.output_ids[: len(seen)] == seen and len(request.output_ids) <= len(seen) + 1
+            seen += request.output_ids[len(seen) :]
 
     def _check_end(self) -> None:
         done = [request for request in self._requests.values() if request and request.finish_reason != "abort"]
