@@ -76,6 +76,26 @@ def print_steps() -> None:
         print(f"| {num_requests} | {np.median(times):.3f} | {np.percentile(times, 99):.3f} | {goal} |")
 
 
+def print_overcommitted() -> None:
+    """Twice the requests that the pool holds in full: admission by what is free, preemption, computing again."""
+    num_requests, num_blocks = 512, 256 * num_blocks_for(PROMPT + NEW_TOKENS, BLOCK_SIZE)
+    engine, executor = make_engine(num_blocks, max_seqs=num_requests)
+    for prompt in random_prompts(num_requests, PROMPT):
+        engine.add_request(prompt, SamplingParams(NEW_TOKENS))
+    times, running = [], []
+    while engine.has_work:
+        start = time.perf_counter()
+        engine.step()
+        times.append((time.perf_counter() - start) * 1e3)
+        running.append(engine.stats().num_running)
+    again = executor.num_tokens / (num_requests * (PROMPT + NEW_TOKENS - 1)) - 1
+    print(
+        f"\n{num_requests} requests, blocks for 256: {np.mean(running):.0f} run on average, "
+        f"{engine.stats().num_preemptions} preemptions, {again:.1%} of all tokens computed again, "
+        f"median {np.median(times):.3f} ms a step, p99 {np.percentile(times, 99):.3f} ms."
+    )
+
+
 def print_mixed_step() -> None:
     """A whole budget of prompt tokens: admission, hashing, allocation, packing."""
     engine, executor = make_engine(4096, max_seqs=64)
@@ -113,4 +133,5 @@ if __name__ == "__main__":
     print(f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, one thread\n")
     print_steps()
     print_mixed_step()
+    print_overcommitted()
     print_prefix()

@@ -142,14 +142,15 @@ class Scheduler:
         block_size = self.blocks.block_size
         for request in self._running:
             num_missing = num_blocks_for(request.num_tokens, block_size) - len(request.block_ids)
+            if not num_missing:
+                continue
             while num_missing > self.blocks.num_free:
                 victim = self._running.last
                 self._preempt(victim)
                 preempted.append(victim)
                 if victim is request:
                     return preempted
-            if num_missing:
-                request.block_ids.extend(self.blocks.allocate(num_missing))
+            request.block_ids.extend(self.blocks.allocate(num_missing))
         return preempted
 
     def _preempt(self, request: Request) -> None:
