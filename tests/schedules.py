@@ -40,7 +40,8 @@ class Arrival:
         shared = [self.prefix, *((i * i * 7 + i) % vocab_size for i in range(1, self.num_shared))]
         if self.prefix == 2:
             shared = [3, 1, 4, 2] * self.num_shared
-        return shared[: self.num_shared] + [(index * 29 + i * 11 + 3) % vocab_size for i in range(self.num_own)]
+        own = [(index * 29 + i * 11 + 3) % vocab_size for i in range(self.num_own)]
+        return [*shared[: self.num_shared], *own] or [index]
 
     @property
     def params(self) -> SamplingParams:
@@ -57,6 +58,11 @@ class Schedule:
     max_seqs: int
     max_waiting: int
 
+    @property
+    def max_tokens(self) -> int:
+        """Of its largest request."""
+        return max(max(1, item.num_shared + item.num_own) + item.max_new_tokens for item in self.arrivals)
+
 
 def schedules(
     max_prompt: int, max_new_tokens: int, min_new_tokens: int = 1, min_arrivals: int = 2, max_arrivals: int = 8
@@ -65,8 +71,8 @@ def schedules(
         Arrival,
         step=st.integers(0, 12) | st.just(0),
         prefix=st.integers(0, 2),
-        num_shared=st.integers(0, max_prompt // 2),
-        num_own=st.integers(1, max_prompt // 2) | st.just(1),
+        num_shared=st.integers(0, max_prompt // 2) | st.just(8),
+        num_own=st.integers(0, max_prompt // 2) | st.just(0),
         max_new_tokens=st.integers(min_new_tokens, max_new_tokens),
         priority=st.sampled_from((0, 0, 0, 1, -1)),
         ignore_eos=st.booleans(),

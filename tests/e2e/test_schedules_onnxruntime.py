@@ -75,8 +75,7 @@ def leaves_at_near_tie(executor: OnnxRuntimeExecutor, request: Request) -> bool:
 
 
 def live(schedule: Schedule, executor: OnnxRuntimeExecutor) -> Counter:
-    largest = max(a.num_shared + a.num_own + a.max_new_tokens for a in schedule.arrivals)
-    num_blocks = min(num_blocks_for(largest, BLOCK_SIZE) + schedule.spare_blocks, NUM_BLOCKS)
+    num_blocks = min(num_blocks_for(schedule.max_tokens, BLOCK_SIZE) + schedule.spare_blocks, NUM_BLOCKS)
     blocks = BlockManager(num_blocks, BLOCK_SIZE)
     max_step_tokens = max(schedule.max_step_tokens, schedule.max_seqs)
     scheduler = Scheduler(blocks, executor.max_model_len, max_step_tokens, schedule.max_seqs, schedule.max_waiting)

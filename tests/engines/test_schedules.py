@@ -18,8 +18,7 @@ NUM_SCHEDULES = 1200
 
 def live(schedule: Schedule) -> Counter:
     """Runs a schedule and compares every request with itself alone. Returns what happened, in counts."""
-    largest = max(a.num_shared + a.num_own + a.max_new_tokens for a in schedule.arrivals)
-    num_blocks = num_blocks_for(largest, BLOCK_SIZE) + schedule.spare_blocks
+    num_blocks = num_blocks_for(schedule.max_tokens, BLOCK_SIZE) + schedule.spare_blocks
     executor = FakeExecutor(num_blocks, BLOCK_SIZE, MAX_PROMPT + MAX_NEW_TOKENS)
     max_step_tokens = max(schedule.max_step_tokens, schedule.max_seqs)
     scheduler = Scheduler(
