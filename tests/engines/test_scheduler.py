@@ -108,7 +108,9 @@ def test_who_was_preempted_comes_back_first_and_finds_its_blocks():
     (victim,) = next(plan.preempted for plan in plans if plan.preempted)
     back = [item for plan in plans for item in plan.scheduled if item.request is victim and item.num_cached]
     assert victim.request_id == 1 and [item.num_cached for item in back] == [4], "its second block was needed"
-    assert scheduler.stats().num_preemptions == 1 and len(victim.output_ids) == 12
+    stats = scheduler.stats()
+    assert stats.num_preemptions == 1 and len(victim.output_ids) == 12
+    assert (stats.num_prompt_tokens, stats.num_prefix_hits) == (12, 0), "each prompt counts once"
 
 
 def test_a_block_is_shared_only_behind_the_step_that_fills_it():
