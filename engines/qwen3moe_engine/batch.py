@@ -7,6 +7,7 @@ Legend: T tokens of all sequences, B sequences, H hidden_size, N rows of logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ class SequenceStep:
 
     tokens: NDArray
     num_computed: int
-    block_ids: list[int]
+    block_ids: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,42 @@ class Batch:
 
 def pack_batch(steps: list[SequenceStep], block_size: int, logits_of: list[int] | None = None) -> Batch:
     """Packs `steps`; logits are asked for the last token of the sequences `logits_of`, or for every token if None."""
-    lengths = [len(step.tokens) for step in steps]
-    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
-    contexts = [step.num_computed + length for step, length in zip(steps, lengths, strict=True)]
-    used = [num_blocks_for(context, block_size) for context in contexts]
-    block_table = np.zeros((len(steps), max(1, *used)), np.int32)
-    for row, step, num_used in zip(block_table, steps, used, strict=True):
-        row[:num_used] = step.block_ids[:num_used]
-    positions = [np.arange(step.num_computed, context) for step, context in zip(steps, contexts, strict=True)]
-    every_token = np.arange(cu_seqlens[-1])
-    return Batch(
+    return lay_out(
         tokens=np.concatenate([step.tokens for step in steps]),
-        positions=np.concatenate(positions).astype(np.int32),
+        num_new=[len(step.tokens) for step in steps],
+        num_computed=[step.num_computed for step in steps],
+        block_ids=[step.block_ids for step in steps],
+        block_size=block_size,
+        logits_of=logits_of,
+    )
+
+
+def lay_out(
+    tokens: NDArray,
+    num_new: list[int],
+    num_computed: list[int],
+    block_ids: Sequence[Sequence[int]],
+    block_size: int,
+    logits_of: list[int] | None,
+) -> Batch:
+    """`pack_batch` on columns: tokens [T] or [T, H], the rest by sequence. Hundreds of sequences cost a loop over block
+    tables and no other; a table that is an int32 buffer is copied without a look at its numbers."""
+    lengths = np.array(num_new, np.int32)
+    cu_seqlens = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    contexts = lengths + np.array(num_computed, np.int32)
+    used = num_blocks_for(contexts, block_size)
+    block_table = np.zeros((len(lengths), max(1, used.max())), np.int32)
+    for row, ids, num_used in zip(block_table, block_ids, used.tolist(), strict=True):
+        row[:num_used] = ids[:num_used]
+    every_token = np.arange(cu_seqlens[-1], dtype=np.int32)
+    return Batch(
+        tokens=tokens,
+        positions=every_token + np.repeat(contexts - cu_seqlens[1:], lengths),
         block_table=block_table,
         cu_seqlens=cu_seqlens,
-        context_lens=np.array(contexts, np.int32),
-        logits_indices=(every_token if logits_of is None else cu_seqlens[1:][logits_of] - 1).astype(np.int32),
+        context_lens=contexts,
+        logits_indices=every_token if logits_of is None else cu_seqlens[1:][logits_of] - 1,
     )
 
 

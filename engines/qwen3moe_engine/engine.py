@@ -1,19 +1,22 @@
 """The generation loop: schedule, pack, execute, sample, until nothing is left.
 
-Owns: requests from arrival to completion. Must not know which executor it drives.
+Owns: requests from arrival to completion. Must not know which executor it drives. Not for several threads at a time.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
+from qwen3moe_engine.batch import Batch, lay_out
 from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
 from qwen3moe_engine.sampler import sample_greedy
-from qwen3moe_engine.scheduler import Scheduler, StepPlan
+from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.stats import EngineStats
+from qwen3moe_engine.step_plan import StepPlan
 
 
 class Engine:
@@ -24,49 +27,79 @@ class Engine:
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._num_requests = 0
 
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """Greedy completions of the prompts (token ids), in their order. Raises InputError before any is run."""
         requests = [self._make_request(prompt, params) for prompt in prompts]
         for request in requests:
             self._scheduler.check(request)
-        for request in requests:
-            self._scheduler.add(request)
-        while self._scheduler.has_work:
-            self.step()
+        self._run(requests)
         return [Completion(tuple(request.output_ids), str(request.finish_reason)) for request in requests]
 
-    def add_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Queues a prompt; `step` moves it on. Raises InputError."""
-        request = self._make_request(prompt, params)
+    def add_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
+        """Queues a prompt; `step` moves it on. Raises InputError, or QueueFullError if too many wait."""
+        request = self._make_request(prompt, params, priority)
         self._scheduler.add(request)
         return request
+
+    def abort(self, request: Request) -> None:
+        """Frees what the request holds, at once and wherever it is; no step returns it any more."""
+        self._scheduler.abort(request)
+
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats()
 
     def step(self) -> list[Request]:
         """One pass through the model for everything that is scheduled. Returns the requests it finished."""
         plan = self._scheduler.schedule()
+        if not plan.scheduled:
+            return []
         logits = self._executor.execute(_pack(plan, self._executor.block_size))
-        sampled = iter(sample_greedy(logits))
-        for item in plan.scheduled:
-            samples = item.samples
-            item.request.num_computed += item.num_new
-            if samples:
-                item.request.append(next(sampled), self._eos_token_ids)
-        finished = [item.request for item in plan.scheduled if item.request.finish_reason]
-        for request in finished:
-            self._scheduler.finish(request)
+        self._scheduler.commit(plan)
+        sampling = [item.request for item in plan.scheduled if item.samples]
+        finished: list[Request] = []
+        for request, token in zip(sampling, sample_greedy(logits), strict=False):  # a row may be there for its own sake
+            if request.finish_reason is not None:  # aborted while the step ran
+                continue
+            request.append(token, self._eos_token_ids)
+            if request.finish_reason is not None:
+                self._scheduler.finish(request)
+                finished.append(request)
         return finished
 
-    def _make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+    def _run(self, requests: list[Request]) -> None:
+        """Until all are finished, feeding them as the queue has room. An error leaves none of them behind."""
+        arriving = deque(requests)
+        try:
+            while arriving or self.has_work:
+                while arriving and not self._scheduler.is_full:
+                    self._scheduler.add(arriving.popleft())
+                self.step()
+        except BaseException:
+            for request in requests[: len(requests) - len(arriving)]:
+                self.abort(request)
+            raise
+
+    def _make_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
         check_token_ids(prompt, self._vocab_size)
         self._num_requests += 1
-        return Request(self._num_requests, tuple(prompt), params)
+        return Request(self._num_requests, tuple(prompt), params, priority)
 
 
 def _pack(plan: StepPlan, block_size: int) -> Batch:
-    steps = []
-    for item in plan.scheduled:
-        request, start = item.request, item.request.num_computed
-        tokens = np.array(request.tokens(start, start + item.num_new), np.int32)
-        steps.append(SequenceStep(tokens, start, request.block_ids))
-    sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
-    return pack_batch(steps, block_size, sampling or [0])  # a graph has at least one row of logits, wanted or not
+    items = plan.scheduled
+    token_ids: list[int] = []
+    for item in items:
+        token_ids += item.request.tokens(item.start, item.start + item.num_new)
+    sampling = [index for index, item in enumerate(items) if item.samples]
+    return lay_out(
+        tokens=np.array(token_ids, np.int32),
+        num_new=[item.num_new for item in items],
+        num_computed=[item.start for item in items],
+        block_ids=[item.request.block_ids for item in items],
+        block_size=block_size,
+        logits_of=sampling or [0],  # a graph has at least one row of logits, wanted or not
+    )

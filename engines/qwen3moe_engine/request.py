@@ -5,6 +5,7 @@ Owns: the state of one sequence while it is served. Must not know the scheduler,
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,14 +22,21 @@ class SamplingParams:
 
 @dataclass(eq=False)
 class Request:
-    """A sequence being served. `num_computed` counts tokens whose keys and values are in the cache."""
+    """A sequence being served. Of two requests that with the higher priority comes first, else that with the lower id.
+
+    num_computed: tokens whose keys and values are in the cache. block_ids: int32, as the block table needs them.
+    block_hashes: of its first full blocks, as far as anybody has asked.
+    """
 
     request_id: int
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = field(repr=False)
     params: SamplingParams
-    output_ids: list[int] = field(default_factory=list)
+    priority: int = 0
+    output_ids: list[int] = field(default_factory=list, repr=False)
     num_computed: int = 0
-    block_ids: list[int] = field(default_factory=list)
+    num_preemptions: int = 0
+    block_ids: array[int] = field(default_factory=lambda: array("i"), repr=False)
+    block_hashes: list[bytes] = field(default_factory=list, repr=False)
     finish_reason: str | None = None
 
     @property
@@ -41,7 +49,10 @@ class Request:
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Prompt and output tokens start to end - 1."""
-        return [*self.prompt_ids, *self.output_ids][start:end]
+        num_prompt = len(self.prompt_ids)
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : end - num_prompt]
+        return [*self.prompt_ids[start:end], *self.output_ids[: max(0, end - num_prompt)]]
 
     def append(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
         """Takes a sampled token and decides whether it was the last."""

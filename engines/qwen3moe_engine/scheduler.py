@@ -1,59 +1,58 @@
 """What runs in the next step.
 
-Owns: the queue, admission, the token budget, chunked prefill. A request's blocks are all reserved when it is admitted,
-so a running request can never be without one. Must not know the executor.
+Owns: the queues, admission, the token budget, chunked prefill, preemption. Must not know the executor.
+
+A request is admitted when its known tokens find blocks; those that it generates find theirs one by one. If none is left
+the last in order of service gives up its own and is computed again later. The first in order is never stopped, and fits
+the pool alone, so there is always progress.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
-from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
+from qwen3moe_engine.block_manager import ROOT_HASH, BlockManager, hash_block, num_blocks_for
 from qwen3moe_engine.request import Request
+from qwen3moe_engine.request_queue import RequestQueue
+from qwen3moe_engine.stats import EngineStats
+from qwen3moe_engine.step_plan import ScheduledRequest, StepPlan
 from qwen3moe_plugins.errors import InputError
 
 
-@dataclass(frozen=True)
-class ScheduledRequest:
-    """The next `num_new` tokens of a request go through the model."""
+class QueueFullError(RuntimeError):
+    """As many requests wait as may; a later try may succeed."""
 
-    request: Request
-    num_new: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step ends at the request's last token, so that its logits give the next one."""
-        return self.request.num_computed + self.num_new == self.request.num_tokens
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    scheduled: tuple[ScheduledRequest, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(item.num_new for item in self.scheduled)
+    def __init__(self, max_waiting: int):
+        super().__init__(
+            f"request queue: got {max_waiting} waiting requests, expected fewer; try again later or raise max_waiting"
+        )
 
 
 class Scheduler:
-    """First come, first served. `max_step_tokens` bounds the tokens of a step, `max_seqs` the requests that run."""
+    """max_step_tokens: of a step. max_seqs, max_waiting: requests that run, and that wait for the first time."""
 
-    def __init__(self, blocks: BlockManager, max_model_len: int, max_step_tokens: int, max_seqs: int):
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_model_len: int,
+        max_step_tokens: int,
+        max_seqs: int,
+        max_waiting: int = 1024,
+    ):
+        # so that a prefill has a token to go on with even if all others decode
         assert max_step_tokens >= max_seqs > 0, (max_step_tokens, max_seqs)
+        assert max_waiting > 0, max_waiting
         self.blocks, self.max_model_len = blocks, max_model_len
-        self.max_step_tokens, self.max_seqs = max_step_tokens, max_seqs
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self.max_step_tokens, self.max_seqs, self.max_waiting = max_step_tokens, max_seqs, max_waiting
+        self._waiting, self._running = RequestQueue(), RequestQueue()
+        self._num_prompt_tokens = self._num_prefix_hits = self._num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, request: Request) -> None:
-        """Queues a request. Raises InputError if it could never run."""
-        self.check(request)
-        self._waiting.append(request)
+    @property
+    def is_full(self) -> bool:
+        """Whether `add` would raise QueueFullError."""
+        return len(self._waiting) >= self.max_waiting
 
     def check(self, request: Request) -> None:
         """Raises InputError if the request could never run."""
@@ -71,33 +70,167 @@ class Scheduler:
                 remedy="shorten the prompt or lower --max-new-tokens",
             )
 
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises InputError if it could never run, QueueFullError if it cannot wait."""
+        self.check(request)
+        if self.is_full:
+            raise QueueFullError(self.max_waiting)
+        self._waiting.add(request)
+
     def schedule(self) -> StepPlan:
-        """Running requests first, in order of arrival, then as many waiting ones as find blocks and budget."""
-        budget, scheduled = self.max_step_tokens, []
-        for request in self._running:
-            num_new = min(request.num_tokens - request.num_computed, budget)
-            if num_new > 0:
-                scheduled.append(ScheduledRequest(request, num_new))
-                budget -= num_new
-        while self._waiting and budget > 0 and self._admits(self._waiting[0]):
-            request = self._waiting.popleft()
-            request.block_ids = self.blocks.allocate(request.max_tokens)
-            self._running.append(request)
-            num_new = min(request.num_tokens, budget)
-            scheduled.append(ScheduledRequest(request, num_new))
-            budget -= num_new
+        """Running requests in order of service, then as many waiting ones as find blocks and budget."""
+        preempted = self._make_room()
+        scheduled = self._continue_running()
+        self._admit_waiting(scheduled, self.max_step_tokens - sum(item.num_new for item in scheduled))
         assert scheduled or not self.has_work, "a step without work"
-        return StepPlan(tuple(scheduled))
+        return StepPlan(tuple(scheduled), tuple(preempted))
+
+    def commit(self, plan: StepPlan) -> None:
+        """Notes that the plan was executed: its keys and values are in the cache, and others may share full blocks."""
+        block_size = self.blocks.block_size
+        for item in plan.scheduled:
+            request = item.request
+            if request.finish_reason is not None:  # aborted while the step ran: its blocks are no longer its own
+                continue
+            request.num_computed = end = item.start + item.num_new
+            if end // block_size > item.start // block_size:
+                self._register(request, item.start // block_size, end // block_size)
 
     def finish(self, request: Request) -> None:
+        """Frees what a running request holds; its blocks stay in the prefix cache."""
         self._running.remove(request)
+        self._release(request)
+
+    def abort(self, request: Request) -> None:
+        """Forgets a request wherever it is; nothing happens if it has finished."""
+        if request.finish_reason is not None:
+            return
+        request.finish_reason = "abort"
+        if request in self._running:
+            self.finish(request)
+        else:
+            self._waiting.remove(request)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=len(self._waiting),
+            num_running=len(self._running),
+            num_blocks=self.blocks.num_blocks,
+            num_blocks_used=self.blocks.num_used,
+            num_blocks_cached=self.blocks.num_cached,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_prefix_hits=self._num_prefix_hits,
+            num_preemptions=self._num_preemptions,
+            num_evictions=self.blocks.num_evictions,
+        )
+
+    def check_invariants(self) -> None:
+        """For tests, between steps: who waits or is done holds nothing, and only computed blocks can be shared."""
+        self.blocks.check_invariants(request.block_ids for request in self._running)
+        assert len(self._running) <= self.max_seqs
+        for request in self._waiting:
+            assert not request.block_ids and not request.num_computed and request.finish_reason is None, request
+        for request in self._running:
+            assert request.num_computed < request.num_tokens and request.finish_reason is None, request
+            num_full, num_held = request.num_computed // self.blocks.block_size, len(request.block_ids)
+            assert num_blocks_for(request.num_computed, self.blocks.block_size) <= num_held, request
+            assert not any(map(self.blocks.is_registered, request.block_ids[num_full:])), request
+
+    def _make_room(self) -> list[Request]:
+        """A block for every running request whose last token needs one. Returns the requests it took blocks from."""
+        preempted: list[Request] = []
+        block_size = self.blocks.block_size
+        for request in self._running:
+            num_missing = num_blocks_for(request.num_tokens, block_size) - len(request.block_ids)
+            if not num_missing:
+                continue
+            while num_missing > self.blocks.num_free:
+                victim = self._running.last
+                self._preempt(victim)
+                preempted.append(victim)
+                if victim is request:
+                    return preempted
+            request.block_ids.extend(self.blocks.allocate(num_missing))
+        return preempted
+
+    def _preempt(self, request: Request) -> None:
+        """Back to where its arrival puts it in the queue, with all its tokens, to be computed again."""
+        self.finish(request)
+        request.num_preemptions += 1
+        self._num_preemptions += 1
+        self._waiting.add(request)
+
+    def _continue_running(self) -> list[ScheduledRequest]:
+        """A token for everyone who decodes, then chunks of prompts in order of service from what is left."""
+        pending = [request.num_tokens - request.num_computed for request in self._running]
+        budget = self.max_step_tokens - pending.count(1)
+        scheduled = []
+        for request, num_pending in zip(self._running, pending, strict=True):
+            if num_pending == 1:
+                scheduled.append(ScheduledRequest(request, request.num_computed, 1, samples=True))
+            elif budget > 0:
+                num_new = min(num_pending, budget)
+                budget -= num_new
+                scheduled.append(ScheduledRequest(request, request.num_computed, num_new, num_new == num_pending))
+        return scheduled
+
+    def _admit_waiting(self, scheduled: list[ScheduledRequest], budget: int) -> None:
+        """Appends chunks of the first to wait. A block stays free for each request that grows, lest what is admitted be
+        preempted at once."""
+        if not self._waiting or budget <= 0 or len(self._running) >= self.max_seqs:
+            return
+        num_growing = sum(map(self._grows, self._running))
+        while self._waiting and budget > 0 and len(self._running) < self.max_seqs:
+            request = self._waiting.first
+            num_growing += self._grows(request)
+            if not self._admit(request, num_reserved=num_growing):
+                return
+            num_pending, start = request.num_tokens - request.num_computed, request.num_computed
+            num_new = min(num_pending, budget)
+            budget -= num_new
+            scheduled.append(ScheduledRequest(request, start, num_new, num_new == num_pending, num_cached=start))
+
+    def _admit(self, request: Request, num_reserved: int) -> bool:
+        """Starts a request behind what the prefix cache has of it, if there are blocks. Its last token is computed in
+        any case: somebody has to have the logits."""
+        num_spare = self.blocks.num_free - num_reserved
+        if num_spare <= 0:
+            return False
+        block_size = self.blocks.block_size
+        shared = self.blocks.find_prefix(self._hashes(request, (request.num_tokens - 1) // block_size))
+        num_missing = num_blocks_for(request.num_tokens, block_size) - len(shared)
+        if num_missing + self.blocks.num_idle(shared) > num_spare:
+            return False
+        self.blocks.share(shared)
+        request.block_ids.extend([*shared, *self.blocks.allocate(num_missing)])
+        request.num_computed = len(shared) * block_size
+        self._waiting.remove(request)
+        self._running.add(request)
+        if not request.num_preemptions:
+            self._num_prompt_tokens += len(request.prompt_ids)
+            self._num_prefix_hits += request.num_computed
+        return True
+
+    def _grows(self, request: Request) -> bool:
+        """Whether it may need more blocks than its known tokens do."""
+        size = self.blocks.block_size
+        return num_blocks_for(request.num_tokens, size) < num_blocks_for(request.max_tokens, size)
+
+    def _register(self, request: Request, start: int, end: int) -> None:
+        """Blocks start to end - 1 of the request are full and computed."""
+        hashes = self._hashes(request, end)
+        for index in range(start, end):
+            self.blocks.register(request.block_ids[index], hashes[index])
+
+    def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
+        """Of its first blocks; each is made once."""
+        hashes, size = request.block_hashes, self.blocks.block_size
+        for index in range(len(hashes), num_blocks):
+            parent = hashes[-1] if hashes else ROOT_HASH
+            hashes.append(hash_block(parent, request.tokens(index * size, (index + 1) * size)))
+        return hashes[:num_blocks]
+
+    def _release(self, request: Request) -> None:
         self.blocks.release(request.block_ids)
-        request.block_ids = []
-
-    def _admits(self, request: Request) -> bool:
-        return len(self._running) < self.max_seqs and self.blocks.can_hold(request.max_tokens)
-
-
-def blocks_needed(requests: list[Request], block_size: int) -> int:
-    """Blocks that let all `requests` run at once."""
-    return sum(num_blocks_for(request.max_tokens, block_size) for request in requests)
+        del request.block_ids[:]
+        request.num_computed = 0

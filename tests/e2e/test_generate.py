@@ -48,26 +48,43 @@ def executor(export, checkpoint) -> OnnxRuntimeExecutor:
     )
 
 
-def generate(executor, prompts, max_step_tokens: int = 256, max_seqs: int = 32) -> list[list[int]]:
-    scheduler = Scheduler(BlockManager(NUM_BLOCKS, BLOCK_SIZE), executor.max_model_len, max_step_tokens, max_seqs)
-    engine = Engine(executor, scheduler, vocab_size=2048, eos_token_ids=(2045, 2047))
+def make_engine(executor, max_step_tokens: int = 256, max_seqs: int = 32, num_blocks: int = NUM_BLOCKS) -> Engine:
+    """With a pool of the executor's first num_blocks."""
+    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), executor.max_model_len, max_step_tokens, max_seqs)
+    return Engine(executor, scheduler, vocab_size=2048, eos_token_ids=(2045, 2047))
+
+
+def generate(engine, prompts) -> list[list[int]]:
     completions = engine.generate(prompts, SamplingParams(NEW_TOKENS, ignore_eos=True))
-    assert scheduler.blocks.num_free == NUM_BLOCKS
+    assert engine.stats().num_blocks_used == 0
     return [list(completion.token_ids) for completion in completions]
 
 
 def test_batched_together(executor, prompts, expected):
-    """160 blocks do not hold all twenty at once: the last wait until the first are done."""
-    assert generate(executor, prompts) == expected
+    assert generate(make_engine(executor), prompts) == expected
+
+
+def test_a_pool_for_a_few(executor, prompts, expected):
+    """40 blocks, where all together need 125: requests wait, are preempted, and are computed again."""
+    engine = make_engine(executor, num_blocks=40)
+    assert generate(engine, prompts) == expected
+    assert engine.stats().num_preemptions > 0 and engine.stats().num_evictions > 0
+
+
+def test_a_second_time_from_the_prefix_cache(executor, prompts, expected):
+    engine = make_engine(executor)
+    assert [generate(engine, prompts) for _ in range(2)] == [expected, expected]
+    num_full = sum((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE for prompt in prompts)
+    assert engine.stats().num_prefix_hits == num_full > 300
 
 
 def test_each_alone(executor, prompts, expected):
-    assert [generate(executor, [prompt])[0] for prompt in prompts] == expected
+    assert [generate(make_engine(executor), [prompt])[0] for prompt in prompts] == expected
 
 
 def test_chunked_prefill(executor, prompts, expected):
     """Steps of 24 tokens: most prompts are prefilled in parts, beside up to seven that decode."""
-    assert generate(executor, prompts, max_step_tokens=24, max_seqs=8) == expected
+    assert generate(make_engine(executor, max_step_tokens=24, max_seqs=8), prompts) == expected
 
 
 def invoke_json(*args: str) -> list[dict]:

@@ -1,61 +1,28 @@
-"""The generation loop with a fake executor, whose next token is a hash of everything a sequence holds in the cache."""
+"""The generation loop with a fake executor, whose next token follows from everything a sequence has in the cache."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, expected_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.request import SamplingParams
 from qwen3moe_engine.sampler import sample_greedy
-from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 from qwen3moe_plugins.errors import InputError
 
-VOCAB_SIZE, EOS, BLOCK_SIZE, MAX_MODEL_LEN = 13, 5, 4, 48
+BLOCK_SIZE, MAX_MODEL_LEN = 4, 48
 
 
-class FakeExecutor:
-    """Stores tokens where a real one stores keys and values, and reads them back through the block table."""
-
-    def __init__(self, num_blocks: int):
-        self.num_blocks, self.block_size, self.max_model_len = num_blocks, BLOCK_SIZE, MAX_MODEL_LEN
-        self._pool = np.full((num_blocks, BLOCK_SIZE), -1)
-        self.step_sizes: list[tuple[int, int]] = []
-
-    def execute(self, batch: Batch) -> np.ndarray:
-        self.step_sizes.append((len(batch.tokens), len(batch.context_lens)))
-        hashes = np.empty(len(batch.tokens), np.int64)
-        for seq_idx, context in enumerate(batch.context_lens):
-            start, end = batch.cu_seqlens[seq_idx : seq_idx + 2]
-            index = np.arange(context)
-            places = batch.block_table[seq_idx, index // BLOCK_SIZE], index % BLOCK_SIZE
-            self._pool[tuple(axis[context - (end - start) :] for axis in places)] = batch.tokens[start:end]
-            seen = self._pool[places]
-            hashes[start:end] = [next_token(seen[: position + 1]) for position in batch.positions[start:end]]
-        return np.eye(VOCAB_SIZE, dtype=np.float32)[hashes[batch.logits_indices]]
-
-
-def next_token(tokens: np.ndarray) -> int:
-    weights = np.arange(1, len(tokens) + 1)
-    return int((tokens * weights * weights + 3 * weights).sum() % VOCAB_SIZE)
-
-
-def expected_tokens(prompt: list[int], params: SamplingParams) -> list[int]:
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + params.max_new_tokens:
-        tokens.append(next_token(np.array(tokens)))
-        if tokens[-1] == EOS and not params.ignore_eos:
-            break
-    return tokens[len(prompt) :]
-
-
-def make_engine(num_blocks: int = 40, max_step_tokens: int = 16, max_seqs: int = 4) -> tuple[Engine, FakeExecutor]:
-    executor = FakeExecutor(num_blocks)
-    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), MAX_MODEL_LEN, max_step_tokens, max_seqs)
+def make_engine(
+    num_blocks: int = 40, max_step_tokens: int = 16, max_seqs: int = 4, max_waiting: int = 1024
+) -> tuple[Engine, FakeExecutor]:
+    executor = FakeExecutor(num_blocks, BLOCK_SIZE, MAX_MODEL_LEN)
+    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), MAX_MODEL_LEN, max_step_tokens, max_seqs, max_waiting)
     return Engine(executor, scheduler, VOCAB_SIZE, (EOS,)), executor
 
 
@@ -75,7 +42,7 @@ def test_tokens_do_not_depend_on_who_shares_the_batch(prompts, params, num_block
         stopped = completion.token_ids[-1] == EOS and not params.ignore_eos
         assert completion.finish_reason == ("stop" if stopped else "length")
     assert all(tokens <= max_step_tokens and seqs <= max_seqs for tokens, seqs in executor.step_sizes)
-    assert engine._scheduler.blocks.num_free == num_blocks and not engine._scheduler.has_work
+    assert engine._scheduler.blocks.num_free == num_blocks and not engine.has_work
 
 
 @settings(deadline=None)
@@ -86,10 +53,10 @@ def test_requests_may_arrive_while_others_run(prompts, steps_between):
     requests, finished = [], []
     for prompt, num_steps in zip(prompts, steps_between, strict=False):
         requests.append(engine.add_request(prompt, params))
-        for _ in range(num_steps if engine._scheduler.has_work else 0):
-            if engine._scheduler.has_work:
+        for _ in range(num_steps if engine.has_work else 0):
+            if engine.has_work:
                 finished += engine.step()
-    while engine._scheduler.has_work:
+    while engine.has_work:
         finished += engine.step()
     assert [request.output_ids for request in requests] == [expected_tokens(prompt, params) for prompt in prompts]
     assert sorted(request.request_id for request in finished) == [request.request_id for request in requests]
@@ -99,13 +66,13 @@ def test_every_prompt_is_checked_before_any_runs():
     engine, executor = make_engine()
     for bad, said in (
         ([], "no token"),
-        ([VOCAB_SIZE], r"token ids \[13\]"),
+        ([VOCAB_SIZE], r"token ids \[61\]"),
         ([-1], "token ids"),
         ([1] * 48, "at most"),
     ):
         with pytest.raises(InputError, match=said):
             engine.generate([[1, 2], bad], SamplingParams(4))
-    assert not executor.step_sizes and not engine._scheduler.has_work
+    assert not executor.step_sizes and not engine.has_work
     assert engine.generate([[1, 2]], SamplingParams(4))[0].token_ids == tuple(
         expected_tokens([1, 2], SamplingParams(4))
     )
@@ -113,3 +80,97 @@ def test_every_prompt_is_checked_before_any_runs():
 
 def test_greedy_takes_the_lower_id_of_equals():
     assert sample_greedy(np.array([[0, 3, 3], [2, 1, 2]], np.float32)) == [1, 0]
+
+
+def run_to_end(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+        engine._scheduler.check_invariants()
+
+
+def test_generate_feeds_a_short_queue():
+    engine, _ = make_engine(max_waiting=2)
+    prompts = [[index, 3] for index in range(9)]
+    completions = engine.generate(prompts, SamplingParams(5))
+    assert [list(c.token_ids) for c in completions] == [expected_tokens(p, SamplingParams(5)) for p in prompts]
+
+
+def test_a_full_queue_says_so():
+    engine, _ = make_engine(max_waiting=2)
+    first, _ = (engine.add_request([1], SamplingParams(4)) for _ in range(2))
+    with pytest.raises(QueueFullError, match="got 2 waiting requests"):
+        engine.add_request([1], SamplingParams(4))
+    engine.abort(first)
+    engine.add_request([1], SamplingParams(4))
+    assert engine.stats().num_waiting == 2
+
+
+def test_a_step_without_work_does_nothing():
+    engine, executor = make_engine()
+    assert engine.step() == [] and not executor.step_sizes
+
+
+def test_the_second_of_a_prompt_computes_its_last_block_only():
+    engine, executor = make_engine(max_step_tokens=64)
+    params = SamplingParams(1)
+    prompt = [7 * i % VOCAB_SIZE for i in range(16)]  # four full blocks: even then the last token needs logits
+    first, second = (engine.generate([prompt], params) for _ in range(2))
+    assert first == second
+    assert [num_tokens for num_tokens, _ in executor.step_sizes] == [16, 4]
+    stats = engine.stats()
+    assert (stats.num_prompt_tokens, stats.num_prefix_hits, stats.num_blocks_used) == (32, 12, 0)
+
+
+def test_a_failed_step_can_be_run_again():
+    """An executor that raises leaves nothing half done."""
+    engine, executor = make_engine()
+    request = engine.add_request([3, 1, 4, 1, 5, 9], SamplingParams(6, ignore_eos=True))
+    engine.step()
+
+    def fail() -> None:
+        raise RuntimeError("lost the device")
+
+    executor.on_execute = fail
+    with pytest.raises(RuntimeError, match="lost the device"):
+        engine.step()
+    engine._scheduler.check_invariants()
+    executor.on_execute = lambda: None
+    run_to_end(engine)
+    assert request.output_ids == expected_tokens(request.prompt_ids, request.params)
+
+
+@pytest.mark.parametrize("num_steps", range(8))
+@pytest.mark.parametrize("midway", [False, True])
+def test_an_aborted_request_is_gone_at_once(num_steps, midway):
+    """Waiting, in the middle of its prompt, decoding, while a step runs, finished: others never notice."""
+    engine, executor = make_engine(max_step_tokens=6, max_seqs=2)
+    params = SamplingParams(4, ignore_eos=True)
+    victim, other = engine.add_request(list(range(14)), params), engine.add_request(list(range(10)), params)
+    for _ in range(num_steps):
+        engine.step()
+    is_done = victim.finish_reason == "length"
+    executor.on_execute = lambda: engine.abort(victim) if midway else None
+    if not midway:
+        engine.abort(victim)
+    returned = engine.step()
+    executor.on_execute = lambda: None
+    assert victim.finish_reason == ("length" if is_done else "abort")
+    assert not victim.block_ids and victim not in returned
+    engine._scheduler.check_invariants()
+    run_to_end(engine)
+    assert other.output_ids == expected_tokens(other.prompt_ids, params)
+    assert engine.stats().num_blocks_used == 0
+
+
+def test_an_error_leaves_nothing_of_generate_behind():
+    engine, executor = make_engine(max_seqs=1, max_waiting=1)
+
+    def fail() -> None:
+        if len(executor.step_sizes) == 3:
+            raise RuntimeError("lost the device")
+
+    executor.on_execute = fail
+    with pytest.raises(RuntimeError, match="lost the device"):
+        engine.generate([[1, 2, 3]] * 4, SamplingParams(8, ignore_eos=True))
+    assert not engine.has_work and engine.stats().num_blocks_used == 0
+    engine._scheduler.check_invariants()

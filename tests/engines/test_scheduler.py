@@ -1,4 +1,4 @@
-"""What runs in a step: first come, first served, within the budgets of tokens, sequences and blocks."""
+"""What runs in a step: by priority, then by arrival, within the budgets of tokens, sequences and blocks."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import pytest
 
 from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.request import Request, SamplingParams
-from qwen3moe_engine.scheduler import Scheduler, blocks_needed
+from qwen3moe_engine.scheduler import QueueFullError, Scheduler
+from qwen3moe_engine.step_plan import ScheduledRequest, StepPlan
 from qwen3moe_plugins.errors import InputError
 
 
-def make_scheduler(num_blocks=100, max_model_len=64, max_step_tokens=16, max_seqs=4) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, block_size=4), max_model_len, max_step_tokens, max_seqs)
+def make_scheduler(num_blocks=100, max_model_len=64, max_step_tokens=16, max_seqs=4, max_waiting=64) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, block_size=4), max_model_len, max_step_tokens, max_seqs, max_waiting)
 
 
-def request(request_id: int, num_prompt: int, max_new_tokens: int = 4) -> Request:
-    return Request(request_id, tuple(range(num_prompt)), SamplingParams(max_new_tokens))
+def request(request_id: int, num_prompt: int, max_new_tokens: int = 4, priority: int = 0) -> Request:
+    """Prompts that share no block."""
+    prompt = tuple(100 * request_id + i for i in range(num_prompt))
+    return Request(request_id, prompt, SamplingParams(max_new_tokens), priority)
 
 
-def run_step(scheduler: Scheduler) -> dict[int, int]:
-    """Schedules and computes a step. Returns the tokens of each request in it."""
-    plan = scheduler.schedule()
+def compute(scheduler: Scheduler, plan: StepPlan) -> dict[int, int]:
+    """Does to the requests what an engine does. Returns the tokens of each in the step."""
     assert plan.num_tokens <= scheduler.max_step_tokens
+    scheduler.commit(plan)
     for item in plan.scheduled:
-        samples = item.samples
-        item.request.num_computed += item.num_new
-        if samples:
+        if item.samples:
             item.request.append(7, eos_token_ids=())
         if item.request.finish_reason:
             scheduler.finish(item.request)
+    scheduler.check_invariants()
     return {item.request.request_id: item.num_new for item in plan.scheduled}
+
+
+def run_step(scheduler: Scheduler) -> dict[int, int]:
+    return compute(scheduler, scheduler.schedule())
 
 
 def test_decode_goes_before_prefill_and_long_prompts_in_chunks():
@@ -54,12 +60,93 @@ def test_max_seqs_bounds_what_runs():
 
 def test_a_request_waits_for_blocks_and_nobody_overtakes_it():
     scheduler = make_scheduler(num_blocks=5)
-    scheduler.add(request(0, 8))  # 12 tokens: 3 blocks
-    scheduler.add(request(1, 8))
+    scheduler.add(request(0, 8))  # 12 tokens: 3 blocks in the end
+    scheduler.add(request(1, 8))  # finds two, but not one more for each to grow
     scheduler.add(request(2, 1, max_new_tokens=1))  # would fit
-    assert run_step(scheduler) == {0: 8}
-    assert [run_step(scheduler) for _ in range(3)] == [{0: 1}] * 3
+    assert [run_step(scheduler) for _ in range(4)] == [{0: 8}, {0: 1}, {0: 1}, {0: 1}]
     assert run_step(scheduler) == {1: 8, 2: 1}
+
+
+def test_higher_priority_first_then_arrival():
+    scheduler = make_scheduler(max_seqs=1)
+    for request_id, priority in enumerate((0, -1, 0, 5)):
+        scheduler.add(request(request_id, 2, max_new_tokens=1, priority=priority))
+    assert [run_step(scheduler) for _ in range(4)] == [{3: 2}, {0: 2}, {2: 2}, {1: 2}]
+
+
+def test_chunks_go_to_the_higher_priority():
+    scheduler = make_scheduler()
+    scheduler.add(request(0, 30))
+    assert run_step(scheduler) == {0: 16}
+    scheduler.add(request(1, 30, priority=1))
+    assert run_step(scheduler) == {0: 14, 1: 2}
+    assert run_step(scheduler) == {1: 15, 0: 1}
+
+
+def test_without_blocks_the_last_in_order_gives_up_its_own():
+    scheduler = make_scheduler(num_blocks=5)
+    requests = [request(0, 4, 8, priority=-1), request(1, 4, 8), request(2, 4, 8, priority=1)]
+    for item in requests:
+        scheduler.add(item)
+    assert run_step(scheduler) == {2: 4, 1: 4}  # the third would leave them too few to grow
+    assert run_step(scheduler) == {2: 1, 1: 1}
+    assert [run_step(scheduler) for _ in range(3)] == [{2: 1, 1: 1}] * 3
+    plan = scheduler.schedule()
+    assert plan.preempted == (requests[1],) and [item.request for item in plan.scheduled] == [requests[2]]
+    assert requests[1].output_ids == [7] * 5 and not requests[1].block_ids
+    compute(scheduler, plan)
+
+
+def test_who_was_preempted_comes_back_first_and_finds_its_blocks():
+    scheduler = make_scheduler(num_blocks=4)
+    for request_id in range(3):
+        scheduler.add(request(request_id, 4, max_new_tokens=12 if request_id else 6))
+    plans = []
+    while scheduler.has_work:
+        plans.append(scheduler.schedule())
+        compute(scheduler, plans[-1])
+    (victim,) = next(plan.preempted for plan in plans if plan.preempted)
+    back = [item for plan in plans for item in plan.scheduled if item.request is victim and item.num_cached]
+    assert victim.request_id == 1 and [item.num_cached for item in back] == [4], "its second block was needed"
+    stats = scheduler.stats()
+    assert stats.num_preemptions == 1 and len(victim.output_ids) == 12
+    assert (stats.num_prompt_tokens, stats.num_prefix_hits) == (12, 0), "each prompt counts once"
+
+
+def test_a_block_is_shared_only_behind_the_step_that_fills_it():
+    """Three equal prompts: the second arrives while the first is computed, the third after it."""
+    scheduler = make_scheduler()
+    prompt = tuple(range(13))
+    same = [Request(request_id, prompt, SamplingParams(4)) for request_id in range(3)]
+    for item in same[:2]:
+        scheduler.add(item)
+    plan = scheduler.schedule()
+    assert [(item.num_new, item.num_cached) for item in plan.scheduled] == [(13, 0), (3, 0)]
+    compute(scheduler, plan)
+    scheduler.add(same[2])
+    plan = scheduler.schedule()
+    assert plan.scheduled[-1] == ScheduledRequest(same[2], start=12, num_new=1, samples=True, num_cached=12)
+    assert same[2].block_ids[:3] == same[0].block_ids[:3]
+    compute(scheduler, plan)
+
+
+def test_a_decision_is_a_line_of_text():
+    scheduler = make_scheduler()
+    scheduler.add(request(0, 5))
+    assert "start=0, num_new=5, samples=True, num_cached=0" in str(scheduler.schedule())
+
+
+def test_a_full_queue_refuses_newcomers_but_never_who_was_preempted():
+    scheduler = make_scheduler(num_blocks=5, max_seqs=2, max_waiting=1)
+    for request_id in range(2):
+        scheduler.add(request(request_id, 4, max_new_tokens=12))
+        run_step(scheduler)
+    scheduler.add(request(2, 4))
+    with pytest.raises(QueueFullError):
+        scheduler.add(request(3, 4))
+    while not scheduler.stats().num_preemptions:
+        run_step(scheduler)
+    assert scheduler.stats().num_waiting == 2 and scheduler.is_full
 
 
 def test_what_can_never_run_is_refused_when_it_comes():
@@ -70,7 +157,3 @@ def test_what_can_never_run_is_refused_when_it_comes():
         make_scheduler().add(request(0, 61))
     with pytest.raises(InputError, match="at most 20 together"):
         make_scheduler(num_blocks=5).add(request(0, 17))
-
-
-def test_blocks_needed():
-    assert blocks_needed([request(0, 8), request(1, 1, max_new_tokens=1), request(2, 9)], block_size=4) == 3 + 1 + 4
