@@ -10,22 +10,31 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
+from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
-from qwen3moe_engine.sampler import sample_greedy
+from qwen3moe_engine.request import Completion, Request
+from qwen3moe_engine.sampler import batch_logprobs, sample_batch
+from qwen3moe_engine.sampling_params import SamplingParams, check_token_ids
 from qwen3moe_engine.scheduler import Scheduler, StepPlan
 
 
 class Engine:
-    """Serves requests with `executor`. Tokens at or above vocab_size are refused."""
+    """Serves requests with `executor`. Tokens at or above vocab_size are refused; text needs a tokenizer."""
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, vocab_size: int, eos_token_ids: tuple[int, ...]):
-        self._executor, self._scheduler = executor, scheduler
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        tokenizer: Vocabulary | None = None,
+    ):
+        self._executor, self._scheduler, self._tokenizer = executor, scheduler, tokenizer
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._num_requests = 0
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Greedy completions of the prompts (token ids), in their order. Raises InputError before any is run."""
+        """Completions of the prompts (token ids), in their order. Raises InputError before any is run."""
         requests = [self._make_request(prompt, params) for prompt in prompts]
         for request in requests:
             self._scheduler.check(request)
@@ -33,7 +42,7 @@ class Engine:
             self._scheduler.add(request)
         while self._scheduler.has_work:
             self.step()
-        return [Completion(tuple(request.output_ids), str(request.finish_reason)) for request in requests]
+        return [request.completion() for request in requests]
 
     def add_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """Queues a prompt; `step` moves it on. Raises InputError."""
@@ -45,12 +54,13 @@ class Engine:
         """One pass through the model for everything that is scheduled. Returns the requests it finished."""
         plan = self._scheduler.schedule()
         logits = self._executor.execute(_pack(plan, self._executor.block_size))
-        sampled = iter(sample_greedy(logits))
+        sampling = [item.request for item in plan.scheduled if item.samples]
+        tokens = sample_batch(logits, sampling, self._eos_token_ids)
+        logprobs = batch_logprobs(logits, sampling, tokens)
         for item in plan.scheduled:
-            samples = item.samples
             item.request.num_computed += item.num_new
-            if samples:
-                item.request.append(next(sampled), self._eos_token_ids)
+        for request, token, logprob in zip(sampling, tokens, logprobs, strict=True):
+            request.append(token, self._eos_token_ids, logprob)
         finished = [item.request for item in plan.scheduled if item.request.finish_reason]
         for request in finished:
             self._scheduler.finish(request)
@@ -58,8 +68,10 @@ class Engine:
 
     def _make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         check_token_ids(prompt, self._vocab_size)
+        params.check_model(self._vocab_size, has_tokenizer=self._tokenizer is not None)
         self._num_requests += 1
-        return Request(self._num_requests, tuple(prompt), params)
+        detokenizer = Detokenizer(self._tokenizer, params.stop) if self._tokenizer is not None else None
+        return Request(self._num_requests, tuple(prompt), params.seeded(), detokenizer=detokenizer)
 
 
 def _pack(plan: StepPlan, block_size: int) -> Batch:
