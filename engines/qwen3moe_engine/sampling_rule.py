@@ -35,7 +35,7 @@ def draw(logits: NDArray[np.float32], params: SamplingParams, offset: int) -> in
         return best
     limited = 0 < params.top_k < vocab_size
     tokens = np.sort(first_in_order(logits, params.top_k)) if limited else np.arange(vocab_size)
-    with np.errstate(invalid="ignore"):  # -inf at an infinite temperature
+    with np.errstate(over="ignore", invalid="ignore"):  # logits as far apart as floats go, -inf at a scale of 0
         weights = weigh((logits[tokens] - logits[best]) * scale, F32(params.min_p))
     if F32(params.top_p) < 1:
         kept = nucleus(logits[tokens], weights, float(F32(params.top_p)))

@@ -152,6 +152,8 @@ def test_extremes_of_temperature():
     for temperature, tokens in [(1e-3, {2}), (1e30, {0, 2, 3}), (1e300, {0, 2, 3})]:
         params = SamplingParams(temperature=temperature, seed=3)
         assert {draw(logits, params, offset) for offset in range(200)} == tokens
+    far = np.array([-3e38, 3e38, math.nan], F32)
+    assert {draw(far, SamplingParams(temperature=t, seed=3), 0) for t in (0.5, 2.0)} == {1}
     assert draw(np.array([0, math.inf, math.inf], F32), SamplingParams(temperature=1.0, seed=3), 0) == 1
     assert draw(np.full(3, -math.inf, F32), SamplingParams(temperature=1.0, seed=3), 0) == 0
 

@@ -16,9 +16,9 @@ from qwen3moe_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 DEFAULTS = SamplingParams()
 
 
-def _option(name: str, type_: Any, help_: str, **attributes: Any) -> Callable[..., Any]:
+def _option(name: str, type_: Any, help_: str) -> Callable[..., Any]:
     default = getattr(DEFAULTS, name.removeprefix("--").replace("-", "_"))
-    return click.option(name, type=type_, default=default, show_default=default is not None, help=help_, **attributes)
+    return click.option(name, type=type_, default=default, show_default=default is not None, help=help_)
 
 
 OPTIONS = (
