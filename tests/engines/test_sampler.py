@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from qwen3moe_engine import sampling_rule
 from qwen3moe_engine.logit_adjustments import adjust_logits
 from qwen3moe_engine.logprobs import MIN_LOGPROB, token_logprobs
 from qwen3moe_engine.request import Request
@@ -145,6 +146,15 @@ def test_what_is_off_changes_nothing(logits, params, offset):
        st.integers(1, 60))  # fmt: skip
 def test_first_in_order_is_a_sort(logits, count):
     assert first_in_order(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
+
+
+def test_draws_at_the_borders_of_the_running_sum(monkeypatch):
+    """A random number that is just a running sum belongs to the next token; 0 to the first that has a weight."""
+    params = SamplingParams(temperature=1.0, seed=0)
+    for random, logits, token in [(2**63, [0, 0], 1), (2**63 - 1, [0, 0], 0), (2**64 - 1, [0, 0, -math.inf], 1),
+                                  (0, [-math.inf, 0, 0], 1)]:  # fmt: skip
+        monkeypatch.setattr(sampling_rule, "philox", lambda *_, random=random: random)
+        assert draw(np.array(logits, F32), params, 0) == token
 
 
 def test_extremes_of_temperature():
