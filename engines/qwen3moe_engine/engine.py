@@ -12,9 +12,9 @@ import numpy as np
 from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.request import Completion, Request
+from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
 from qwen3moe_engine.sampler import batch_logprobs, sample_batch
-from qwen3moe_engine.sampling_params import SamplingParams, check_token_ids
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler, StepPlan
 
 
@@ -68,7 +68,7 @@ class Engine:
 
     def _make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         check_token_ids(prompt, self._vocab_size)
-        params.check_model(self._vocab_size, has_tokenizer=self._tokenizer is not None)
+        check_params(params, self._vocab_size, has_tokenizer=self._tokenizer is not None)
         self._num_requests += 1
         detokenizer = Detokenizer(self._tokenizer, params.stop) if self._tokenizer is not None else None
         return Request(self._num_requests, tuple(prompt), params.seeded(), detokenizer=detokenizer)

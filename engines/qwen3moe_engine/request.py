@@ -5,11 +5,13 @@ Owns: the state of one sequence while it is served. Must not know the scheduler,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qwen3moe_engine.detokenizer import Detokenizer
 from qwen3moe_engine.logprobs import TokenLogprobs
 from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_plugins.errors import InputError
 
 
 @dataclass(eq=False)
@@ -63,6 +65,27 @@ class Request:
         text = self.detokenizer.text if self.detokenizer else None
         seed = self.params.seed if self.params.temperature > 0 else None
         return Completion(tuple(self.output_ids), str(self.finish_reason), text, logprobs, seed)
+
+
+def check_token_ids(token_ids: Iterable[int], vocab_size: int, what: str = "prompt") -> None:
+    """Raises InputError if a token is not in the vocabulary."""
+    outside = [token for token in token_ids if not 0 <= token < vocab_size]
+    if outside:
+        raise InputError(
+            what,
+            got=f"token ids {outside[:8]}",
+            expected=f"0 to {vocab_size - 1}",
+            remedy="use the model's own tokenizer",
+        )
+
+
+def check_params(params: SamplingParams, vocab_size: int, has_tokenizer: bool) -> None:
+    """Raises InputError for what this model, or an engine without a tokenizer, cannot do."""
+    check_token_ids(params.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(params.logit_bias, vocab_size, "logit_bias")
+    if params.stop and not has_tokenizer:
+        remedy = "give --tokenizer, or tokens to stop at"
+        raise InputError("stop", got="strings", expected="a tokenizer to find them with", remedy=remedy)
 
 
 @dataclass(frozen=True)

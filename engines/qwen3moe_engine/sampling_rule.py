@@ -82,7 +82,9 @@ def weigh(t: NDArray[np.float32], min_p: np.float32) -> NDArray[np.uint64]:
 
 def nucleus(logits: NDArray[np.float32], weights: NDArray[np.uint64], top_p: float) -> NDArray[np.int64]:
     """Places, ascending, of the shortest beginning of the order that weighs at least top_p of all; at least one."""
-    target = np.uint64(max(1, math.ceil(top_p * float(weights.sum()))))
+    total = weights.sum()
+    assert total > 0, "the best token weighs"
+    target = np.uint64(max(1, math.ceil(top_p * float(total))))
     count = FIRST_NUCLEUS
     while True:
         first = first_in_order(logits, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3moe_engine.detokenizer import Detokenizer
@@ -55,6 +55,7 @@ CUTS = st.lists(st.integers(1, 40), max_size=12)
 STOPS = st.lists(st.text("ab é🦀", min_size=1, max_size=4), max_size=3).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.text("ab é🦀", max_size=24), STOPS, CUTS)
 def test_any_splitting_into_tokens_finds_the_same_cut(text, stop, cuts):
     detokenizer, sent = run(text.encode(), cuts, stop)
@@ -62,11 +63,13 @@ def test_any_splitting_into_tokens_finds_the_same_cut(text, stop, cuts):
     assert "".join(sent) == detokenizer.text, "a stream took something back, or held it for ever"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=24), CUTS)
 def test_bytes_that_are_no_text(text, cuts):
     assert run(text, cuts, ())[0].text == text.decode(errors="replace")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2047) | st.integers(160, 260), max_size=40))
 def test_token_by_token_is_what_the_tokenizer_decodes(token_ids):
     detokenizer = Detokenizer(TOKENIZER)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -104,6 +104,7 @@ def test_philox_is_the_published_one():
 # properties of a draw
 
 
+@settings(deadline=None)
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_only_tokens_that_may_be_drawn_are(logits, params, offset):
     token = draw(logits, params, offset)
@@ -122,12 +123,14 @@ def test_only_tokens_that_may_be_drawn_are(logits, params, offset):
     assert p[:rank].sum() / p.sum() <= params.top_p + 1e-5, "the nucleus was full before this token"
 
 
+@settings(deadline=None)
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_nan_is_minus_infinity(logits, params, offset):
     assert draw(logits, params, offset) == draw(cleaned(logits), params, offset)
     assert sample_greedy(logits[None]) == [cleaned(logits).argmax()]
 
 
+@settings(deadline=None)
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_parameters_that_leave_one_token_are_greedy(logits, params, offset):
     greedy = sample_greedy(logits[None])[0]
@@ -135,6 +138,7 @@ def test_parameters_that_leave_one_token_are_greedy(logits, params, offset):
         assert draw(logits, replace(params, **change), offset) == greedy, change
 
 
+@settings(deadline=None)
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_what_is_off_changes_nothing(logits, params, offset):
     plain = replace(params, top_k=0, top_p=1.0, min_p=0.0)
@@ -142,6 +146,7 @@ def test_what_is_off_changes_nothing(logits, params, offset):
     assert draw(logits, plain, offset) == draw(logits, all_kept, offset)
 
 
+@settings(deadline=None)
 @given(arrays.arrays(F32, st.integers(1, 60), elements=st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 2.0])),
        st.integers(1, 60))  # fmt: skip
 def test_first_in_order_is_a_sort(logits, count):
@@ -183,6 +188,7 @@ REQUESTS = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(REQUESTS, st.randoms(use_true_random=False))
 def test_a_row_does_not_know_its_neighbours(requests, random):
     logits = np.random.default_rng(random.getrandbits(32)).normal(0, 2, (len(requests) + 1, 8)).astype(F32)
@@ -248,6 +254,7 @@ def test_greedy_sees_the_adjustments():
 # log-probabilities
 
 
+@settings(deadline=None)
 @given(LOGITS.filter(lambda logits: np.isfinite(cleaned(logits).max())), st.integers(0, 20), st.integers(0, 39))
 def test_logprobs_are_of_the_softmax(logits, num_best, token):
     token %= len(logits)

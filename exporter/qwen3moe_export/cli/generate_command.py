@@ -12,8 +12,8 @@ import click
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.manifest import Manifest, load_manifest
-from qwen3moe_engine.request import Completion, Request
-from qwen3moe_engine.sampling_params import SamplingParams, check_token_ids
+from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.tokenizer import Tokenizer
 from qwen3moe_export.cli.executors import ExecutorOptions, capacity_of, executor_options, open_executor
@@ -68,7 +68,7 @@ def command(
         )
     text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
-    params.check_model(manifest.dims.vocab_size, has_tokenizer=text is not None)
+    check_params(params, manifest.dims.vocab_size, has_tokenizer=text is not None)
     engine = _build_engine(export, manifest, options, token_ids, params, text)
     with spinner("generating"):
         completions = engine.generate(token_ids, params)
