@@ -43,6 +43,7 @@ class Tokenizer:
             got = f"decoder {self._tokenizer.decoder}"
             raise InputError(str(file), got=got, expected="byte-level BPE, as Qwen3 has it", remedy=remedy)
         added = self._tokenizer.get_added_tokens_decoder()
+        self._token_bytes: dict[int, bytes] = {}  # of tokens asked for so far
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
 
     @property
@@ -57,8 +58,14 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, perhaps a part of a character; nothing for one that is special or unused."""
-        token = None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)
-        try:
-            return bytes(BYTE_OF_CHARACTER[character] for character in token or "")
-        except KeyError:  # an added token, which is plain text
-            return (token or "").encode()
+        if token_id not in self._token_bytes:
+            token = None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)
+            self._token_bytes[token_id] = _bytes_of(token or "")
+        return self._token_bytes[token_id]
+
+
+def _bytes_of(token: str) -> bytes:
+    try:
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
+    except KeyError:  # an added token, which is plain text
+        return token.encode()

@@ -151,6 +151,16 @@ def test_engine_draws_the_tokens_of_the_definition(kind, num_rows, vocab_size):
     assert [draw_by_engine(row, request) for row, request in zip(logits, requests, strict=True)] == expected
 
 
+@pytest.mark.parametrize("min_p", [0.0, 1e-11, 0.3, 1.0])
+def test_engine_weighs_as_the_definition(min_p):
+    """Every weight, where a draw would tell a wrong one only once in 2^40: a million of them, and both sides of -40."""
+    border = np.nextafter(F32(-40), [F32(0), F32(-41)])
+    t = np.concatenate([[0, -40, -np.inf], border, np.linspace(-41, 0, 1_000_001)]).astype(F32)
+    w = sampling_rule.weigh(t, F32(min_p))
+    np.testing.assert_array_equal(w, weights(t, F32(1), min_p))
+    assert min_p or w[:5].tolist() == [2**40, 1, 0, 1, 0]
+
+
 def test_engine_draws_the_tokens_of_the_definition_for_any_parameters():
     """2000 rows of up to 3000 logits, with ties, and parameters of every size: nuclei of one token and of thousands."""
     rng = np.random.default_rng(5)
