@@ -162,6 +162,13 @@ def test_draws_at_the_borders_of_the_running_sum(monkeypatch):
         assert draw(np.array(logits, F32), params, 0) == token
 
 
+def test_a_nucleus_ends_where_its_weight_is_reached():
+    weights = np.array([1, 1, 1, 0], np.uint64)
+    for top_p, kept in [(0.0, [1]), (0.33, [1]), (0.34, [0, 1]), (0.5, [0, 1]), (0.67, [0, 1, 2])]:
+        logits = np.array([0, 1, 0, -1], F32)
+        assert sampling_rule.nucleus(logits, weights, top_p).tolist() == kept, top_p
+
+
 def test_extremes_of_temperature():
     logits = np.array([1, -math.inf, 3, 2], F32)
     for temperature, tokens in [(1e-3, {2}), (1e30, {0, 2, 3}), (1e300, {0, 2, 3})]:
