@@ -208,6 +208,14 @@ def test_a_row_does_not_know_its_neighbours(requests, random):
     np.testing.assert_array_equal(logits, before)
 
 
+def test_the_counter_is_the_index_of_the_new_token():
+    """Not of the token in the sequence: a longer prompt with the same logits draws the same."""
+    logits = np.zeros((1, 1000), F32)
+    for output in range(5):
+        one = request(range(7), [0] * output, temperature=1.0, seed=9)
+        assert sample_batch(logits, [one], ()) == [draw(logits[0], one.params, output)]
+
+
 def test_greedy_takes_the_lower_id_of_equals():
     assert sample_greedy(np.array([[0, 3, 3], [2, math.nan, 2], [math.nan] * 3], F32)) == [1, 0, 0]
 
