@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3moe_engine.detokenizer import Detokenizer
 from qwen3moe_engine.request import Request
 from qwen3moe_engine.sampling_params import SamplingParams
-from qwen3moe_engine.tokenizer import Tokenizer
+from qwen3moe_engine.tokenizer import BYTE_OF_CHARACTER, Tokenizer
 from qwen3moe_plugins.errors import InputError
 
 TOKENIZER = Tokenizer(Path(__file__).resolve().parents[1] / "data" / "qwen3moe-tiny")
@@ -99,8 +100,14 @@ def test_tokens_that_are_special_or_unused_have_no_text():
     assert TOKENIZER.token_bytes(TOKENIZER.encode(" the")[0]) == b" the"
 
 
+def test_bytes_are_written_as_the_tokenizers_library_does():
+    assert set(BYTE_OF_CHARACTER) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_OF_CHARACTER.values()) == list(range(256))
+    text = "".join(map(chr, range(1, 0x300))) + "ࠀ한🦀\U000f0000"
+    assert b"".join(map(TOKENIZER.token_bytes, TOKENIZER.encode(text))) == text.encode()
+
+
 def test_another_kind_of_tokenizer_is_refused(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match="expected byte-level BPE"):
         Tokenizer(tmp_path)
