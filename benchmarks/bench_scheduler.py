@@ -17,7 +17,7 @@ import numpy as np
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.request import SamplingParams
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 
 BLOCK_SIZE, VOCAB_SIZE, MAX_MODEL_LEN = 16, 8, 4096

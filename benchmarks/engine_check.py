@@ -22,7 +22,7 @@ from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.manifest import Manifest, load_manifest
-from qwen3moe_engine.request import SamplingParams
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.tensorrt.build import build_plan
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.request import Request, SamplingParams
+from qwen3moe_engine.request import Request
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 
 

@@ -11,19 +11,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwen3moe_engine.batch import Batch, lay_out
+from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
-from qwen3moe_engine.sampler import sample_greedy
+from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
+from qwen3moe_engine.sampler import batch_logprobs, sample_batch
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.stats import EngineStats
 from qwen3moe_engine.step_plan import StepPlan
 
 
 class Engine:
-    """Serves requests with `executor`. Tokens at or above vocab_size are refused."""
+    """Serves requests with `executor`. Tokens at or above vocab_size are refused; text needs a tokenizer."""
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, vocab_size: int, eos_token_ids: tuple[int, ...]):
-        self._executor, self._scheduler = executor, scheduler
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        tokenizer: Vocabulary | None = None,
+    ):
+        self._executor, self._scheduler, self._tokenizer = executor, scheduler, tokenizer
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._num_requests = 0
 
@@ -32,12 +41,12 @@ class Engine:
         return self._scheduler.has_work
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Greedy completions of the prompts (token ids), in their order. Raises InputError before any is run."""
+        """Completions of the prompts (token ids), in their order. Raises InputError before any is run."""
         requests = [self._make_request(prompt, params) for prompt in prompts]
         for request in requests:
             self._scheduler.check(request)
         self._run(requests)
-        return [Completion(tuple(request.output_ids), str(request.finish_reason)) for request in requests]
+        return [request.completion() for request in requests]
 
     def add_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
         """Queues a prompt; `step` moves it on. Raises InputError, or QueueFullError if too many wait."""
@@ -60,11 +69,13 @@ class Engine:
         logits = self._executor.execute(_pack(plan, self._executor.block_size))
         self._scheduler.commit(plan)
         sampling = [item.request for item in plan.scheduled if item.samples]
+        tokens = sample_batch(logits, sampling, self._eos_token_ids)
+        logprobs = batch_logprobs(logits, sampling, tokens)
         finished: list[Request] = []
-        for request, token in zip(sampling, sample_greedy(logits), strict=False):  # a row may be there for its own sake
+        for request, token, logprob in zip(sampling, tokens, logprobs, strict=True):
             if request.finish_reason is not None:  # aborted while the step ran
                 continue
-            request.append(token, self._eos_token_ids)
+            request.append(token, self._eos_token_ids, logprob)
             if request.finish_reason is not None:
                 self._scheduler.finish(request)
                 finished.append(request)
@@ -85,8 +96,10 @@ class Engine:
 
     def _make_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
         check_token_ids(prompt, self._vocab_size)
+        check_params(params, self._vocab_size, has_tokenizer=self._tokenizer is not None)
         self._num_requests += 1
-        return Request(self._num_requests, tuple(prompt), params, priority)
+        detokenizer = Detokenizer(self._tokenizer, params.stop) if self._tokenizer is not None else None
+        return Request(self._num_requests, tuple(prompt), params.seeded(), priority, detokenizer=detokenizer)
 
 
 def _pack(plan: StepPlan, block_size: int) -> Batch:

@@ -6,18 +6,13 @@ Owns: the state of one sequence while it is served. Must not know the scheduler,
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from qwen3moe_engine.detokenizer import Detokenizer
+from qwen3moe_engine.logprobs import TokenLogprobs
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_plugins.errors import InputError
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """max_new_tokens: at least 1. ignore_eos: go on behind an end-of-sequence token."""
-
-    max_new_tokens: int = 64
-    ignore_eos: bool = False
 
 
 @dataclass(eq=False)
@@ -38,6 +33,8 @@ class Request:
     block_ids: array[int] = field(default_factory=lambda: array("i"), repr=False)
     block_hashes: list[bytes] = field(default_factory=list, repr=False)
     finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    detokenizer: Detokenizer | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -54,30 +51,65 @@ class Request:
             return self.output_ids[start - num_prompt : end - num_prompt]
         return [*self.prompt_ids[start:end], *self.output_ids[: max(0, end - num_prompt)]]
 
-    def append(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
+    def append(self, token_id: int, eos_token_ids: tuple[int, ...], logprobs: TokenLogprobs | None = None) -> None:
         """Takes a sampled token and decides whether it was the last."""
         self.output_ids.append(token_id)
-        if token_id in eos_token_ids and not self.params.ignore_eos:
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if token_id in self.params.ending_token_ids(eos_token_ids):
             self.finish_reason = "stop"
         elif len(self.output_ids) == self.params.max_new_tokens:
             self.finish_reason = "length"
+        if self.detokenizer is not None:
+            self._append_text(token_id, self.detokenizer)
+
+    def _append_text(self, token_id: int, detokenizer: Detokenizer) -> None:
+        if self.finish_reason != "stop":  # a token that ends the text is not in it
+            detokenizer.append(token_id, may_stop=len(self.output_ids) > self.params.min_new_tokens)
+        if self.finish_reason:
+            detokenizer.finish()
+        if detokenizer.stopped:
+            self.finish_reason = "stop"
+
+    def completion(self) -> Completion:
+        logprobs = tuple(self.logprobs) if self.params.logprobs is not None else None
+        text = self.detokenizer.text if self.detokenizer else None
+        seed = self.params.seed if self.params.temperature > 0 else None
+        return Completion(tuple(self.output_ids), str(self.finish_reason), text, logprobs, seed)
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+def check_token_ids(token_ids: Iterable[int], vocab_size: int, what: str = "prompt") -> None:
     """Raises InputError if a token is not in the vocabulary."""
     outside = [token for token in token_ids if not 0 <= token < vocab_size]
     if outside:
         raise InputError(
-            "prompt",
+            what,
             got=f"token ids {outside[:8]}",
             expected=f"0 to {vocab_size - 1}",
             remedy="use the model's own tokenizer",
         )
 
 
+def check_params(params: SamplingParams, vocab_size: int, has_tokenizer: bool) -> None:
+    """Raises InputError for what this model, or an engine without a tokenizer, cannot do."""
+    check_token_ids(params.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(params.logit_bias, vocab_size, "logit_bias")
+    if params.stop and not has_tokenizer:
+        remedy = "give --tokenizer, or tokens to stop at"
+        raise InputError("stop", got="strings", expected="a tokenizer to find them with", remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Completion:
-    """What a request produced; finish_reason: `stop` (end-of-sequence token, which is the last) or `length`."""
+    """What a request produced.
+
+    finish_reason: `length`, or `stop`: at an end-of-sequence token or one of stop_token_ids, which is the last and not
+    in the text, or at a stop string, before which the text is cut. text: where the engine has a tokenizer. logprobs:
+    where they were asked for, one a token. seed: where tokens were drawn by it; draws the same again.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: str
+    text: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    seed: int | None = None

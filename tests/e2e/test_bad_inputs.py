@@ -191,6 +191,27 @@ CASES: dict[str, Case] = {
         nothing, "onnx checkpoint -o checkpoint/config.json/out", (CONFIG, "expected a path to read or write")
     ),
     "no new tokens": Case(nothing, f"{IDS} --max-new-tokens 0", ("--max-new-tokens", "0"), usage=True),
+    # sampling
+    "temperature below 0": Case(nothing, f"{IDS} --temperature -1", ("temperature", "-1", "0 or above", "greedy")),
+    "temperature not a number": Case(nothing, f"{IDS} --temperature nan", ("temperature", "nan", "0 or above")),
+    "temperature in words": Case(nothing, f"{IDS} --temperature hot", ("--temperature", "hot"), usage=True),
+    "top_k below 0": Case(nothing, f"{IDS} --top-k -1", ("top_k", "-1", "an integer", "0 is off")),
+    "top_k in halves": Case(nothing, f"{IDS} --top-k 1.5", ("--top-k", "1.5"), usage=True),
+    "top_p above 1": Case(nothing, f"{IDS} --top-p 90", ("top_p", "90", "0 to 1", "1 is off")),
+    "min_p above 1": Case(nothing, f"{IDS} --min-p 1.01", ("min_p", "1.01", "0 to 1")),
+    "presence penalty": Case(nothing, f"{IDS} --presence-penalty 3", ("presence_penalty", "3", "-2 to 2")),
+    "frequency penalty": Case(nothing, f"{IDS} --frequency-penalty -3", ("frequency_penalty", "-3", "-2 to 2")),
+    "repetition penalty": Case(nothing, f"{IDS} --repetition-penalty 0", ("repetition_penalty", "0", "1 is off")),
+    "seed below 0": Case(nothing, f"{IDS} --seed -5", ("seed", "-5", "0 to 18446744073709551615")),
+    "too many logprobs": Case(nothing, f"{IDS} --json --logprobs 21", ("logprobs", "21", "0 to 20")),
+    "logprobs without --json": Case(nothing, f"{IDS} --logprobs 1", ("--logprobs", "--json"), usage=True),
+    "more new tokens at least than at most": Case(
+        nothing, f"{IDS} --min-new-tokens 65", ("min_new_tokens", "65", "at most max_new_tokens, 64")
+    ),
+    "empty stop string": Case(nothing, [*IDS.split(), "--stop", ""], ("stop", "''", "none of them empty")),
+    "stop string without a tokenizer": Case(
+        remove("checkpoint/tokenizer.json"), f"{IDS} --stop x", ("stop", "a tokenizer", "--tokenizer")
+    ),
     "two kinds of prompt": Case(nothing, f"{IDS} --prompt Hello", ("exactly one", "--prompts"), usage=True),
     "no prompt": Case(nothing, "generate export --weights checkpoint", ("exactly one",), usage=True),
     "no --weights": Case(nothing, "generate export --prompt Hello", ("Missing option", "--weights"), usage=True),

@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import num_blocks_for
-from qwen3moe_engine.request import SamplingParams
+from qwen3moe_engine.sampling_params import SamplingParams
 
 VOCAB_SIZE, EOS = 61, 5
 _MODULUS = 1_000_003

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.request import SamplingParams
 from qwen3moe_engine.sampler import sample_greedy
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 from qwen3moe_plugins.errors import InputError
 

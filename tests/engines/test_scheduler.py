@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qwen3moe_engine.block_manager import BlockManager
-from qwen3moe_engine.request import Request, SamplingParams
+from qwen3moe_engine.request import Request
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 from qwen3moe_engine.step_plan import ScheduledRequest, StepPlan
 from qwen3moe_plugins.errors import InputError

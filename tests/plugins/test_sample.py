@@ -1,4 +1,8 @@
-"""qwen3moe_sample draws, token for token, what the rule in plugins/src/kernels/sample.cu says in numpy."""
+"""qwen3moe_sample and the engine's sampler draw, token for token, what the rule in plugins/src/kernels/sample.cu says.
+
+The rule is written once more here, as plainly as it goes: it sorts the whole row. The kernel searches by radix, the
+engine's sampler sorts a part; each could hide a mistake that the other shares with it, but not with this.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from qwen3moe_engine import sampling_rule
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_plugins.kernels import KernelError, KernelLibrary, SampleShape, SampleTensors
 from qwen3moe_plugins.library import KERNELS
 
@@ -119,6 +125,54 @@ def rows_of_logits(kind: str, num_rows: int, vocab_size: int) -> np.ndarray:
     raise ValueError(kind)
 
 
+def requests_for(num_rows: int) -> list[Request]:
+    """REQUESTS in turn, each row with its own seed and offset."""
+    turns = (REQUESTS[i % len(REQUESTS)] for i in range(num_rows))
+    return [replace(request, seed=i << 33 | 5, offset=(i << 32) + i) for i, request in enumerate(turns)]
+
+
+KINDS = ["fp32", "bf16", "equal", "masked"]
+SHAPES = [(12, 7), (12, 1000), (24, 4097), (12, 151936), (3, 262144)]
+
+
+def draw_by_engine(logits: np.ndarray, request: Request) -> int:
+    names = ("top_k", "top_p", "min_p", "seed")
+    params = SamplingParams(
+        temperature=max(request.temperature, 0.0), **{name: getattr(request, name) for name in names}
+    )
+    return sampling_rule.draw(logits, params, request.offset)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("num_rows", "vocab_size"), SHAPES)
+def test_engine_draws_the_tokens_of_the_definition(kind, num_rows, vocab_size):
+    logits, requests = rows_of_logits(kind, num_rows, vocab_size), requests_for(num_rows)
+    expected = [sample(row, request) for row, request in zip(logits, requests, strict=True)]
+    assert [draw_by_engine(row, request) for row, request in zip(logits, requests, strict=True)] == expected
+
+
+@pytest.mark.parametrize("min_p", [0.0, 1e-11, 0.3, 1.0])
+def test_engine_weighs_as_the_definition(min_p):
+    """Every weight, where a draw would tell a wrong one only once in 2^40: a million of them, and both sides of -40."""
+    border = np.nextafter(F32(-40), [F32(0), F32(-41)])
+    t = np.concatenate([[0, -40, -np.inf], border, np.linspace(-41, 0, 1_000_001)]).astype(F32)
+    w = sampling_rule.weigh(t, F32(min_p))
+    np.testing.assert_array_equal(w, weights(t, F32(1), min_p))
+    assert min_p or w[:5].tolist() == [2**40, 1, 0, 1, 0]
+
+
+def test_engine_draws_the_tokens_of_the_definition_for_any_parameters():
+    """2000 rows of up to 3000 logits, with ties, and parameters of every size: nuclei of one token and of thousands."""
+    rng = np.random.default_rng(5)
+    for _ in range(2000):
+        logits = rng.normal(0, rng.choice([0.01, 1, 8]), rng.integers(1, 3000)).astype(F32).round(rng.integers(0, 6))
+        top_k = int(rng.choice([0, rng.integers(0, 3000)]))
+        min_p, top_p = float(rng.choice([0, rng.random() ** 4])), float(rng.choice([1, rng.random() ** 0.3]))
+        temperature, (seed, offset) = float(rng.exponential()), rng.integers(0, 2**63, 2).tolist()
+        request = Request(temperature, top_k, top_p, min_p, seed, offset)
+        assert draw_by_engine(logits, request) == sample(logits, request), request
+
+
 class DeviceSampler:
     """The library's sampler over numpy arrays, in memory that torch allocates."""
 
@@ -158,15 +212,9 @@ def device_sampler(built_library) -> DeviceSampler:
     return DeviceSampler(built_library(KERNELS))
 
 
-def requests_for(num_rows: int) -> list[Request]:
-    """REQUESTS in turn, each row with its own seed and offset."""
-    turns = (REQUESTS[i % len(REQUESTS)] for i in range(num_rows))
-    return [replace(request, seed=i << 33 | 5, offset=(i << 32) + i) for i, request in enumerate(turns)]
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "equal", "masked"])
-@pytest.mark.parametrize(("num_rows", "vocab_size"), [(12, 7), (12, 1000), (24, 4097), (12, 151936), (3, 262144)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("num_rows", "vocab_size"), SHAPES)
 def test_tokens_are_those_of_the_definition(device_sampler, kind, num_rows, vocab_size):
     logits, requests = rows_of_logits(kind, num_rows, vocab_size), requests_for(num_rows)
     expected = [sample(row, request) for row, request in zip(logits, requests, strict=True)]

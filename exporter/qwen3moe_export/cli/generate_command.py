@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.manifest import Manifest, load_manifest
-from qwen3moe_engine.request import Completion, Request, SamplingParams, check_token_ids
+from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.tokenizer import Tokenizer
 from qwen3moe_export.cli.executors import ExecutorOptions, capacity_of, executor_options, open_executor
 from qwen3moe_export.cli.progress import spinner
+from qwen3moe_export.cli.sampling_options import sampling_options
 from qwen3moe_plugins.errors import InputError
 
 
@@ -24,42 +28,45 @@ from qwen3moe_plugins.errors import InputError
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file with a prompt a line.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
+@sampling_options
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json.  [default: that of --weights]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a list of token_ids, text and finish_reason.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a list of token_ids, text, finish_reason and what was asked for."
+)
 def command(
     options: ExecutorOptions,
+    params: SamplingParams,
     export: Path,
     prompt: str | None,
     prompt_ids: str | None,
     prompts: Path | None,
-    max_new_tokens: int,
-    ignore_eos: bool,
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
-    """Continue prompts greedily with EXPORT, run by ONNX Runtime on the CPU or by TensorRT.
+    """Continue prompts with EXPORT, run by ONNX Runtime on the CPU or by TensorRT.
 
     \b
     Examples:
       qwen3moe-export generate export --weights Qwen3-30B-A3B --prompt "Once upon a time"
+      qwen3moe-export generate export --weights Qwen3-30B-A3B --prompts p.txt --temperature 0.7 --top-p 0.8 --seed 7
       qwen3moe-export generate export --weights export/weights.safetensors --prompt-ids 5,9,77 --json
       qwen3moe-export generate export --weights Qwen3-30B-A3B --executor tensorrt --plan engine.plan --prompt Hi
     """
     if sum(given is not None for given in (prompt, prompt_ids, prompts)) != 1:
         raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
+    if params.logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
     manifest = load_manifest(export)
     manifest.require_token_ids(export)
     text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
-    params = SamplingParams(max_new_tokens, ignore_eos)
-    engine = _build_engine(export, manifest, options, token_ids, params)
+    check_params(params, manifest.dims.vocab_size, has_tokenizer=text is not None)
+    engine = _build_engine(export, manifest, options, token_ids, params, text)
     with spinner("generating"):
         completions = engine.generate(token_ids, params)
-    _print(completions, text, as_json)
+    _print(completions, as_json)
 
 
 def _tokenizer(given: Path | None, weights: Path | None, optional: bool) -> Tokenizer | None:
@@ -100,7 +107,12 @@ def _encode(tokenizer: Tokenizer | None, prompt: str | None, prompts: Path | Non
 
 
 def _build_engine(
-    export: Path, manifest: Manifest, options: ExecutorOptions, token_ids: list[list[int]], params: SamplingParams
+    export: Path,
+    manifest: Manifest,
+    options: ExecutorOptions,
+    token_ids: list[list[int]],
+    params: SamplingParams,
+    tokenizer: Tokenizer | None,
 ) -> Engine:
     """An engine whose KV pool holds as many of the requests at once as may run. Prompts are checked before it loads."""
     capacity = capacity_of(options, manifest)
@@ -114,17 +126,18 @@ def _build_engine(
         check_token_ids(ids, manifest.dims.vocab_size)
         scheduler.check(Request(0, tuple(ids), params))
     executor = open_executor(options, export, manifest, num_blocks)
-    return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids)
+    return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids, tokenizer)
 
 
-def _print(completions: list[Completion], tokenizer: Tokenizer | None, as_json: bool) -> None:
-    texts = [tokenizer.decode(completion.token_ids) if tokenizer else None for completion in completions]
+def _print(completions: list[Completion], as_json: bool) -> None:
     if as_json:
-        rows = [
-            {"token_ids": completion.token_ids, "text": text, "finish_reason": completion.finish_reason}
-            for completion, text in zip(completions, texts, strict=True)
-        ]
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps([_as_row(completion) for completion in completions], indent=1))
         return
-    for completion, text in zip(completions, texts, strict=True):
-        click.echo(text if text is not None else ",".join(map(str, completion.token_ids)))
+    for completion in completions:
+        click.echo(completion.text if completion.text is not None else ",".join(map(str, completion.token_ids)))
+
+
+def _as_row(completion: Completion) -> dict[str, Any]:
+    """Without what the request has none of, such as the seed of greedy decoding."""
+    optional = ("logprobs", "seed")
+    return {key: value for key, value in asdict(completion).items() if value is not None or key not in optional}

@@ -15,7 +15,7 @@ from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.request import SamplingParams
+from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_export.verify.inputs import Inputs
 from qwen3moe_export.verify.stages import Greedy, Stage, StageDescription, StageOutputs
