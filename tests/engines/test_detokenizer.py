@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen3moe_engine.detokenizer import Detokenizer
@@ -58,6 +58,8 @@ STOPS = st.lists(st.text("ab é🦀", min_size=1, max_size=4), max_size=3).map(t
 
 @settings(deadline=None)
 @given(st.text("ab é🦀", max_size=24), STOPS, CUTS)
+@example("xé ab", ("é ab", " "), [])  # one string in another, in one token: the first that is whole
+@example("xé ab", ("é ab", " ab"), [])  # two that end together: the longest
 def test_any_splitting_into_tokens_finds_the_same_cut(text, stop, cuts):
     detokenizer, sent = run(text.encode(), cuts, stop)
     assert (detokenizer.text, detokenizer.stopped) == cut_by_definition(text, stop)
@@ -93,6 +95,14 @@ def test_a_stream_holds_back_what_a_stop_string_may_take():
     detokenizer, sent = run(b"one END two EN three ENDING", list(range(1, 30)), ("ENDI",))
     assert detokenizer.stopped and detokenizer.text == "one END two EN three "
     assert sent[4:8] == ["", "", "", "END "]
+
+
+def test_a_stop_string_before_the_minimum_of_tokens_stays():
+    detokenizer = Detokenizer(Pieces(b"ab c ab", list(range(1, 7))), ("ab",))
+    for token_id in range(7):
+        detokenizer.append(token_id, may_stop=token_id >= 2)
+        assert detokenizer.stopped == (token_id == 6)
+    assert detokenizer.text == "ab c "
 
 
 def test_tokens_that_are_special_or_unused_have_no_text():
@@ -138,5 +148,7 @@ def test_what_ends_a_request():
     assert outcome(finished(text, stop_token_ids=(full_stop,))) == ("It was the best of times", "stop")
     assert outcome(finished(text, stop=("was",), max_new_tokens=num_tokens, min_new_tokens=num_tokens - 1)) == (
         text[:-3], "stop"), "the second, and rather than `length`"  # fmt: skip
+    assert outcome(finished(text, stop=("was",), max_new_tokens=num_tokens, min_new_tokens=num_tokens)) == (
+        text, "length"), "it would end with the last token that may not end it"  # fmt: skip
     half = TOKENIZER.encode("é")[:1] if len(TOKENIZER.encode("é")) > 1 else None
     assert half is None or outcome(finished("", tuple(half), max_new_tokens=1)) == ("�", "length")
