@@ -24,6 +24,7 @@ class Arrival:
 
     Prefix 1 is prefix 0 with another first token, and prefix 2 repeats four tokens: equal blocks behind unequal ones.
 
+    seed: of a request that draws its tokens; None for one that takes the likeliest.
     cancelled_at: the step in which it is cancelled, if it has not finished by then; `midway`, while that step runs.
     """
 
@@ -36,6 +37,7 @@ class Arrival:
     ignore_eos: bool
     cancelled_at: int | None
     midway: bool
+    seed: int | None
 
     def prompt(self, index: int, vocab_size: int) -> list[int]:
         shared = [self.prefix, *((i * i * 7 + i) % vocab_size for i in range(1, self.num_shared))]
@@ -46,7 +48,8 @@ class Arrival:
 
     @property
     def params(self) -> SamplingParams:
-        return SamplingParams(self.max_new_tokens, self.ignore_eos)
+        temperature = 0.0 if self.seed is None else 1.0
+        return SamplingParams(self.max_new_tokens, self.ignore_eos, temperature=temperature, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def schedules(
         ignore_eos=st.booleans(),
         cancelled_at=st.none() | st.none() | st.integers(0, 24),
         midway=st.booleans(),
+        seed=st.none() | st.integers(0, 3),
     )
     return st.builds(
         Schedule,

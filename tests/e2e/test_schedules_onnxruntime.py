@@ -21,6 +21,7 @@ from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_engine.request import Request
+from qwen3moe_engine.sampling_rule import draw
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.weights import no_progress
 
@@ -60,15 +61,18 @@ def logits_alone(executor: OnnxRuntimeExecutor, request: Request) -> np.ndarray:
 
 
 def leaves_at_near_tie(executor: OnnxRuntimeExecutor, request: Request) -> bool:
-    """Whether the request's tokens leave those alone, which must be at a near-tie.
+    """Whether the request's tokens leave those alone, which must be at a near-tie; drawn tokens never do.
 
-    Each row follows from the request's own tokens, so these are greedy if and only if each is its row's best."""
+    Each row follows from the request's own tokens, so these are right if and only if each is what its row gives."""
     if not request.output_ids:
         return False
     logits = logits_alone(executor, request)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != request.output_ids)
+    params = request.params
+    given = [draw(row, params, at) if params.temperature else row.argmax() for at, row in enumerate(logits)]
+    wrong = np.flatnonzero(np.array(given) != request.output_ids)
     if not len(wrong):
         return False
+    assert not params.temperature, f"{request}: token {wrong[0]} is not the one its seed draws"
     best = np.sort(logits[wrong[0]])[-2:]
     assert best[1] - best[0] < TIE, f"{request}: token {wrong[0]} is not the best, by {best[1] - best[0]}"
     return True

@@ -14,6 +14,7 @@ import numpy as np
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_engine.sampling_rule import draw
 
 VOCAB_SIZE, EOS = 61, 5
 _MODULUS = 1_000_003
@@ -36,7 +37,7 @@ class FakeExecutor:
         for places, digests, _ in results:
             self._pool[places] = digests
         next_tokens = np.concatenate([tokens for _, _, tokens in results])
-        return np.eye(VOCAB_SIZE, dtype=np.float32)[next_tokens[batch.logits_indices]]
+        return logits_for(next_tokens[batch.logits_indices])
 
     def _compute(self, batch: Batch, seq_idx: int) -> tuple[tuple[np.ndarray, np.ndarray], list[int], list[int]]:
         """Where its new digests go, these, and the token that follows each."""
@@ -51,6 +52,11 @@ class FakeExecutor:
             self._pool[blocks[:num_old], slots[:num_old]].tolist(), batch.tokens[start:end].tolist()
         )
         return (blocks[num_old:], slots[num_old:]), digests, following
+
+
+def logits_for(tokens: np.ndarray) -> np.ndarray:
+    """Rows [vocab_size] whose best token is the one given; at temperature 1 it is drawn about every other time."""
+    return np.float32(4.0) * np.eye(VOCAB_SIZE, dtype=np.float32)[tokens]
 
 
 def extend_digests(before: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -73,8 +79,8 @@ def expected_tokens(prompt: Sequence[int], params: SamplingParams) -> list[int]:
     while len(output) < params.max_new_tokens:
         new, following = extend_digests(digests, tokens)
         digests += new
-        output.append(following[-1])
-        tokens = [following[-1]]
+        output.append(draw(logits_for(np.array(following[-1])), params, len(output)))
+        tokens = output[-1:]
         if output[-1] == EOS and not params.ignore_eos:
             break
     return output
