@@ -17,9 +17,9 @@ import onnx_ir as ir
 from qwen3moe_engine.manifest import FILE_NAME, FORMAT, Dims, Graph, Manifest, Rope, file_sha256, to_json
 from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import unused_sources
+from qwen3moe_export.layout import hidden_state_names, unused_sources
 from qwen3moe_export.onnx_graph import to_onnx
-from qwen3moe_export.onnx_passes import LowerForTensorRT8, NameHiddenStates, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_passes import LowerForTensorRT8, WidenToFloat32, count_ops
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
 
@@ -129,7 +129,7 @@ def _manifest(
         graphs=graphs,
         inputs=interface.inputs,
         outputs=interface.outputs,
-        hidden_states=NameHiddenStates(config.num_layers).names,
+        hidden_states=tuple(hidden_state_names(config.num_layers).values()),
         unused_sources=unused_sources(config, options.takes_embeddings),
         eos_token_ids=eos_token_ids,
         config_sha256=config.sha256,

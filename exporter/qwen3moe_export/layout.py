@@ -84,6 +84,12 @@ def unused_sources(config: Qwen3MoeConfig, takes_embeddings: bool) -> tuple[str,
     return (EMBEDDING,) if takes_embeddings and not config.tie_word_embeddings else ()
 
 
+def hidden_state_names(num_layers: int) -> dict[str, str]:
+    """By norm weight, the name of what it normalises: what enters each layer, and what enters the final norm."""
+    weights = [f"{layer_prefix(layer_idx)}input_layernorm.weight" for layer_idx in range(num_layers)]
+    return {weight: f"hidden_states.{index}" for index, weight in enumerate([*weights, FINAL_NORM])}
+
+
 def expert_map_name(layer_idx: int) -> str:
     return f"{layer_prefix(layer_idx)}mlp.expert_map"
 

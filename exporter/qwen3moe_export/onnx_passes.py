@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qwen3moe_engine.manifest import InputSpec, OutputSpec
-from qwen3moe_export.layout import FINAL_NORM, layer_prefix
+from qwen3moe_export.layout import hidden_state_names
 from qwen3moe_plugins.ops import DOMAIN, OPS, PAGED_ATTENTION, PLUGIN_NAMESPACE
 
 ONNX_DTYPES = {
@@ -65,21 +65,17 @@ class NameHiddenStates(_NamedPass):
 
     def __init__(self, num_layers: int):
         super().__init__()
-        self.weights = [f"{layer_prefix(i)}input_layernorm.weight" for i in range(num_layers)] + [FINAL_NORM]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"hidden_states.{index}" for index in range(len(self.weights)))
+        self.names = hidden_state_names(num_layers)
 
     def edit(self, model: ir.Model) -> int:
         inputs = {value.name: value for value in model.graph.inputs}
-        for weight, name in zip(self.weights, self.names, strict=True):
+        for weight, name in self.names.items():
             (use,) = inputs[weight].uses()
             entering = use.node.inputs[0]
             if entering is None or entering.is_graph_input():
                 continue  # embeddings given by the caller keep their input's name
             entering.name = name
-        return len(self.weights)
+        return len(self.names)
 
 
 class ExposeHiddenStates(_NamedPass):

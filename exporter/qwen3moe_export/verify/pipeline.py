@@ -11,6 +11,7 @@ import torch
 
 from qwen3moe_engine.checkpoint import Checkpoint, open_checkpoint
 from qwen3moe_export.config import Qwen3MoeConfig
+from qwen3moe_export.layout import hidden_state_names
 from qwen3moe_export.verify.executor_stage import BLOCK_SIZE, executor_stage
 from qwen3moe_export.verify.inputs import Inputs
 from qwen3moe_export.verify.onnxruntime_stage import onnxruntime_stage
@@ -71,12 +72,11 @@ def _transformers(checkpoint: Path) -> list[Stage]:
 
 
 def _program(config: Qwen3MoeConfig, tensors: Checkpoint, dtype: str, weights: str) -> Stage:
-    names = tuple(f"hidden_states.{index}" for index in range(config.num_layers + 1))
     return executor_stage(
         _describe("exported program", weights, dtype, "judged"),
         lambda num_blocks: ProgramExecutor(config, tensors, dtype, num_blocks, BLOCK_SIZE),
         config.vocab_size,
-        names,
+        tuple(hidden_state_names(config.num_layers).values()),
     )
 
 

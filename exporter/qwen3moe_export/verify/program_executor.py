@@ -17,7 +17,7 @@ from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.weights import plan_weights
 from qwen3moe_export.capture import TORCH_DTYPES, Captured, capture
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import FINAL_NORM, layer_prefix
+from qwen3moe_export.layout import hidden_state_names
 from qwen3moe_export.load import as_torch
 from qwen3moe_export.rope import cos_sin_table
 
@@ -78,9 +78,8 @@ def _hidden_state_nodes(captured: Captured, num_layers: int) -> dict[Node, str]:
     """What each layer's first norm and the final norm read, and the names that the ONNX graph gives them."""
     placeholders = [node for node in captured.program.graph.nodes if node.op == "placeholder"]
     node_of = {spec.name: node for spec, node in zip(captured.interface.inputs, placeholders, strict=True)}
-    norms = [f"{layer_prefix(layer_idx)}input_layernorm.weight" for layer_idx in range(num_layers)] + [FINAL_NORM]
     nodes = {}
-    for index, weight in enumerate(norms):
+    for weight, name in hidden_state_names(num_layers).items():
         (norm,) = node_of[weight].users
-        nodes[norm.args[0]] = f"hidden_states.{index}"
+        nodes[norm.args[0]] = name
     return nodes
