@@ -7,12 +7,11 @@ its name only when it is whole. safetensors itself writes only what is in memory
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
+from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
-from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest, read_chunks
+from qwen3moe_engine.weights import Progress, WeightPlan, num_bytes_of, plan_manifest, read_chunks
 from qwen3moe_plugins.errors import InputError
 
 _STORED_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -26,13 +25,13 @@ def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Pro
     """
     plans = plan_manifest(manifest, checkpoint)
     _check_target(target, checkpoint)
-    header = _header(plans, manifest.dtype)
+    header = _header(plans)
     partial = target.with_name(target.name + ".partial")
     try:
         with partial.open("wb") as file:
             file.write(header)
             for plan in progress(plans, "packing"):
-                for chunk in read_chunks(plan, manifest.dtype):
+                for chunk in read_chunks(plan, plan.spec.dtype):
                     file.write(chunk.view("uint8").data)
             num_bytes = file.tell()
         partial.replace(target)
@@ -54,12 +53,12 @@ def _check_target(target: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def _header(plans: list[WeightPlan], dtype: str) -> bytes:
+def _header(plans: list[WeightPlan]) -> bytes:
     entries, offset = {}, 0
     for plan in plans:
-        end = offset + math.prod(plan.spec.static_shape) * NUMPY_DTYPES[dtype].itemsize
+        end = offset + num_bytes_of(plan.spec)
         entries[plan.spec.name] = {
-            "dtype": _STORED_NAMES[dtype],
+            "dtype": _STORED_NAMES[plan.spec.dtype],
             "shape": plan.spec.static_shape,
             "data_offsets": (offset, end),
         }

@@ -6,6 +6,7 @@ dtypes, and the inputs that come from no checkpoint. Must not know torch, onnx o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -131,6 +132,11 @@ def convert(array: NDArray, dtype: str, name: str) -> NDArray:
             remedy="export with --dtype bf16",
         )
     return converted
+
+
+def num_bytes_of(spec: InputSpec) -> int:
+    """Of an input without dynamic dimensions."""
+    return math.prod(spec.static_shape) * NUMPY_DTYPES[spec.dtype].itemsize
 
 
 def expert_map(spec: InputSpec) -> NDArray[np.int32]:

@@ -6,7 +6,6 @@ know TensorRT.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec, Manifest
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream, free_memory
 from qwen3moe_engine.tensorrt.plan import Limits
-from qwen3moe_engine.weights import cos_sin_cache, expert_map
+from qwen3moe_engine.weights import cos_sin_cache, expert_map, num_bytes_of
 from qwen3moe_plugins.errors import InputError
 
 _ALIGNMENT = 256  # bytes, of each input in the staging buffer
@@ -128,10 +127,6 @@ class Bindings:
         """`spec` with its dynamic dimensions given sizes."""
         sizes = {"block_size": self._limits.block_size} | sizes
         return replace(spec, shape=tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape))
-
-
-def num_bytes_of(spec: InputSpec) -> int:
-    return math.prod(spec.static_shape) * NUMPY_DTYPES[spec.dtype].itemsize
 
 
 def _align(num_bytes: int) -> int:

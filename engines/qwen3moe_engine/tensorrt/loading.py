@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, StoredTensor
 from qwen3moe_engine.manifest import InputSpec
-from qwen3moe_engine.tensorrt.bindings import num_bytes_of
 from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
-from qwen3moe_engine.weights import Progress, WeightPlan, convert
+from qwen3moe_engine.weights import Progress, WeightPlan, convert, num_bytes_of
 from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
 
-CHUNK_BYTES = (
-    64 << 20
-)  # of each of two buffers: large enough that a copy runs at the bus's rate, small beside host memory
+CHUNK_BYTES = 64 << 20  # of each of two buffers: large enough that a copy runs at the bus's rate
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Owns: the defaults of each runtime. Imports a runtime only when it is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import click
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.manifest import Manifest
+from qwen3moe_export.cli.option_group import option_group
 from qwen3moe_export.cli.progress import progress
 from qwen3moe_plugins.errors import InputError
 
@@ -41,42 +41,6 @@ class Capacity:
     max_model_len: int
     max_step_tokens: int
     max_seqs: int
-
-
-def executor_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options; the command gets them as one `options`."""
-    path = click.Path(path_type=Path)
-    options = [
-        click.option("--weights", type=path, help="The checkpoint: a folder or a .safetensors file."),
-        click.option("--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True),
-        click.option("--plan", type=path, help="TensorRT: the plan, as `engine` built it."),
-        click.option(
-            "--random-weights", type=int, metavar="SEED", help="TensorRT: make weights instead of reading them."
-        ),
-        click.option("--cuda-graphs", is_flag=True, help="TensorRT: replay decode steps as CUDA graphs."),
-        click.option(
-            "--plugins", type=path, help="TensorRT: folder of the plugin libraries.  [default: the package's]"
-        ),
-    ]
-
-    def collect(
-        executor: str,
-        weights: Path | None,
-        plan: Path | None,
-        random_weights: int | None,
-        cuda_graphs: bool,
-        plugins: Path | None,
-        **rest: Any,
-    ) -> None:
-        options = ExecutorOptions(executor, weights, plan, random_weights, cuda_graphs, plugins)
-        _check(options)
-        command(options=options, **rest)
-
-    collect.__doc__, collect.__name__ = command.__doc__, command.__name__
-    collect.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(options):
-        collect = option(collect)
-    return collect
 
 
 def capacity_of(options: ExecutorOptions, manifest: Manifest) -> Capacity:
@@ -127,3 +91,24 @@ def _check(options: ExecutorOptions) -> None:
         raise InputError("--plan", got="none", expected="a plan", remedy="build one with `qwen3moe-export engine`")
     if (options.weights is None) == (options.random_weights is None):
         raise click.UsageError("give either --weights or --random-weights")
+
+
+def _make(**given: Any) -> ExecutorOptions:
+    options = ExecutorOptions(**given)
+    _check(options)
+    return options
+
+
+_PATH = click.Path(path_type=Path)
+executor_options = option_group(
+    "options",
+    _make,
+    (
+        click.option("--weights", type=_PATH, help="The checkpoint: a folder or a .safetensors file."),
+        click.option("--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True),
+        click.option("--plan", type=_PATH, help="TensorRT: the plan, as `engine` built it."),
+        click.option("--random-weights", type=int, metavar="SEED", help="TensorRT: make weights on the device."),
+        click.option("--cuda-graphs", is_flag=True, help="TensorRT: replay decode steps as CUDA graphs."),
+        click.option("--plugins", type=_PATH, help="TensorRT: folder of our libraries.  [default: the package's]"),
+    ),
+)

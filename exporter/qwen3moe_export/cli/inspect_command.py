@@ -15,7 +15,7 @@ from rich.table import Table
 
 from qwen3moe_engine.checkpoint import INDEX_NAME, NUMPY_DTYPES, SINGLE_NAME, open_checkpoint
 from qwen3moe_engine.manifest import FILE_NAME, InputSpec, Manifest, load_manifest
-from qwen3moe_engine.weights import plan_weights
+from qwen3moe_engine.weights import num_bytes_of, plan_weights
 from qwen3moe_export.config import load_config
 from qwen3moe_export.layout import weight_specs
 
@@ -79,11 +79,10 @@ def _describe_export(manifest: Manifest) -> dict[str, Any]:
 
 
 def _weight_facts(specs: list[InputSpec]) -> dict[str, Any]:
-    sizes = {spec.name: math.prod(spec.static_shape) for spec in specs}
     return {
         "inputs": len(specs),
-        "parameters": sum(sizes.values()),
-        "bytes": sum(sizes[spec.name] * NUMPY_DTYPES[spec.dtype].itemsize for spec in specs),
+        "parameters": sum(math.prod(spec.static_shape) for spec in specs),
+        "bytes": sum(map(num_bytes_of, specs)),
     }
 
 

@@ -6,12 +6,12 @@ Owns: the command line's names of SamplingParams. Ranges and defaults are Sampli
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import click
 
 from qwen3moe_engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from qwen3moe_export.cli.option_group import option_group
 
 DEFAULTS = SamplingParams()
 
@@ -38,15 +38,4 @@ OPTIONS = (
 )
 
 
-def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options; the command gets them as one `params`."""
-
-    def collect(**given: Any) -> None:
-        names = [field.name for field in fields(SamplingParams) if field.name in given]
-        command(params=SamplingParams(**{name: given.pop(name) for name in names}), **given)
-
-    collect.__doc__, collect.__name__ = command.__doc__, command.__name__
-    collect.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(OPTIONS):
-        collect = option(collect)
-    return collect
+sampling_options = option_group("params", SamplingParams, OPTIONS)
