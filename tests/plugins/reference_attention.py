@@ -64,14 +64,7 @@ def make_batch(
     num_tokens = sum(num_new) + padding
     blocks = [-(-context // block_size) for _, context in sequences]
     num_blocks = sum(blocks) + spare_blocks
-    width = max_blocks or max(blocks) + 3
-    # The last blocks come into use first, so that spare ones push the used ones to high addresses.
-    order = num_blocks - 1 - torch.randperm(sum(blocks), generator=generator, device=device)
-    table = torch.tensor(GARBAGE_BLOCKS, device=device).repeat(len(sequences), width)[:, :width]
-    first = 0
-    for seq, count in enumerate(blocks):
-        table[seq, :count] = order[first : first + count]
-        first += count
+    table = scatter_blocks(blocks, num_blocks, max_blocks or max(blocks) + 3, generator)
 
     # Rotary positions run ahead of the cache indices: the two are different inputs.
     ahead = 3
@@ -81,10 +74,6 @@ def make_batch(
         + [torch.full((padding,), -7)]  # of padding tokens: must not be read
     )
     num_positions = max(context for _, context in sequences) + ahead + 1
-    angles = torch.outer(
-        torch.arange(num_positions, device=device).double(),
-        1e6 ** -(torch.arange(0, head_dim, 2, device=device).double() / head_dim),
-    )
     qkv = randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
     qkv[num_tokens - padding :] = torch.nan
     batch = Batch(
@@ -98,10 +87,10 @@ def make_batch(
         qkv=qkv,
         q_norm_weight=1 + randn(head_dim) / 4,
         k_norm_weight=1 + randn(head_dim) / 4,
-        cos_sin_cache=torch.cat((angles.cos(), angles.sin()), dim=1).float(),
+        cos_sin_cache=rotary_table(num_positions, head_dim, device),
         positions=positions.int().to(device),
         kv_cache=torch.full((num_blocks, 2, num_kv_heads, block_size, head_dim), torch.nan, dtype=dtype, device=device),
-        block_table=table.int(),
+        block_table=table,
         cu_seqlens=torch.tensor([0, *num_new], device=device).cumsum(0).int(),
         context_lens=torch.tensor([context for _, context in sequences], device=device).int(),
     )
@@ -109,6 +98,26 @@ def make_batch(
         block, slot = batch.slots(seq, 0, start)
         batch.kv_cache[block, :, :, slot] = randn(start, 2, num_kv_heads, head_dim)
     return batch
+
+
+def scatter_blocks(counts: list[int], num_blocks: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """A block table [B, width] in which each sequence has `counts` of the blocks, in random order, and garbage behind.
+
+    The last blocks come into use first, so that spare ones push the used ones to high addresses.
+    """
+    device = generator.device
+    order = num_blocks - 1 - torch.randperm(sum(counts), generator=generator, device=device)
+    table = torch.tensor(GARBAGE_BLOCKS, device=device).repeat(len(counts), width)[:, :width]
+    for row, blocks in zip(table, order.split(counts), strict=True):
+        row[: len(blocks)] = blocks
+    return table.int()
+
+
+def rotary_table(num_positions: int, head_dim: int, device: str) -> torch.Tensor:
+    """[num_positions, D]: cosines, then sines."""
+    pairs = torch.arange(0, head_dim, 2, device=device).double()
+    angles = torch.outer(torch.arange(num_positions, device=device).double(), 1e6 ** -(pairs / head_dim))
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
 
 
 def norm_and_rotate(x: torch.Tensor, weight: torch.Tensor, cos_sin: torch.Tensor, eps: float) -> torch.Tensor:
