@@ -102,6 +102,21 @@ class LoadedTensorRT:
         context.set_device_memory(scratch, num_bytes)
         return context
 
+    def new_profiler(self) -> Any:
+        """A TensorRT profiler that keeps `layers`, pairs of name and milliseconds."""
+
+        interface: Any = self.trt.IProfiler
+
+        class LayerTimes(interface):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers: list[tuple[str, float]] = []
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                self.layers.append((layer_name, ms))
+
+        return LayerTimes()
+
 
 def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorRT:
     """Imports the flavour `name` (`auto`: the installed one) and registers the plugins. Raises InputError."""
