@@ -1,5 +1,5 @@
-"""The logits that engine_logits.py wrote, against plain torch with the same pseudo-random weights, layer by layer; and how
-evenly such weights route, since that decides how many experts a step reads.
+"""The logits that engine_logits.py wrote, against plain torch with the same pseudo-random weights, layer by layer; and
+how evenly such weights route, since that decides how many experts a step reads.
 
 python benchmarks/engine_reference.py EXPORT CONFIG logits.npz --kernels libqwen3moe_kernels.so
 """
