@@ -15,7 +15,7 @@ from typing import Any
 from qwen3moe_engine.typed_json import from_json
 from qwen3moe_plugins.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 DTYPES = ("bf16", "fp16", "fp32", "int32")
 KINDS = ("weight", "expert_map", "rope", "kv_cache", "batch")
@@ -46,11 +46,13 @@ class Rope:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph file beside the manifest: sha256 of its bytes, the dtype of activations and weights, its ONNX opset."""
+    """A graph file beside the manifest: sha256 of its bytes, the dtype of activations and weights, its ONNX opset, and
+    how many nodes of each custom operator it has."""
 
     sha256: str
     dtype: str
     opset: int
+    op_counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,6 @@ class Manifest:
     takes_embeddings: bool
     dims: Dims
     rope: Rope
-    op_counts: dict[str, int]
     graphs: dict[str, Graph]
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
@@ -119,6 +120,11 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     config_sha256: str
     versions: dict[str, str]
+
+    @property
+    def op_counts(self) -> dict[str, int]:
+        """Of the graph itself, which is the first; its other forms may have more operators."""
+        return next(iter(self.graphs.values())).op_counts
 
     def of_kind(self, kind: str) -> list[InputSpec]:
         assert kind in KINDS, kind

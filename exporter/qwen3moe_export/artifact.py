@@ -19,7 +19,7 @@ from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.layout import hidden_state_names, unused_sources
 from qwen3moe_export.onnx_graph import to_onnx
-from qwen3moe_export.onnx_passes import LowerForTensorRT8, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_passes import FuseLinear, LowerForTensorRT8, MarkPlugins, WidenToFloat32, count_ops
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
 
@@ -46,15 +46,15 @@ def export_onnx(
     """
     captured = capture(config, options.dtype, options.takes_embeddings)
     model = to_onnx(captured, config)
-    op_counts = count_ops(model)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
         folder, graphs = Path(name), {}
         for form in _forms(model, options.dtype):
             ir.save(form.model, folder / form.file)
             opset = form.model.graph.opset_imports[""]
-            graphs[form.file] = Graph(file_sha256(folder / form.file), form.dtype, opset)
-        manifest = _manifest(config, options, captured.interface, op_counts, graphs, eos_token_ids)
+            sha256 = file_sha256(folder / form.file)
+            graphs[form.file] = Graph(sha256, form.dtype, opset, count_ops(form.model))
+        manifest = _manifest(config, options, captured.interface, graphs, eos_token_ids)
         (folder / FILE_NAME).write_text(to_json(manifest))
         for file in (*graphs, FILE_NAME):  # the manifest last: it vouches for the graphs
             shutil.move(folder / file, target / file)
@@ -76,7 +76,8 @@ def _forms(model: ir.Model, dtype: str) -> list[_Form]:
     if dtype != "fp32":
         forms.append(_Form(WIDENED_NAME, "fp32", WidenToFloat32()(_copy(model)).model))
     if dtype == "fp16":
-        forms.append(_Form(TENSORRT8_NAME, dtype, LowerForTensorRT8()(_copy(model)).model))
+        lower = ir.passes.Sequential(FuseLinear(), MarkPlugins(), LowerForTensorRT8())
+        forms.append(_Form(TENSORRT8_NAME, dtype, lower(_copy(model)).model))
     return forms
 
 
@@ -113,7 +114,6 @@ def _manifest(
     config: Qwen3MoeConfig,
     options: ExportOptions,
     interface: Interface,
-    op_counts: dict[str, int],
     graphs: dict[str, Graph],
     eos_token_ids: tuple[int, ...],
 ) -> Manifest:
@@ -125,7 +125,6 @@ def _manifest(
         takes_embeddings=options.takes_embeddings,
         dims=Dims(**fields),
         rope=Rope(tuple(inv_freq.tolist()), attention_factor),
-        op_counts=op_counts,
         graphs=graphs,
         inputs=interface.inputs,
         outputs=interface.outputs,

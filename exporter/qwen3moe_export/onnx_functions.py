@@ -19,7 +19,7 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
-from qwen3moe_plugins.ops import ADD_RMS_NORM, DOMAIN, MOE, PAGED_ATTENTION, RMS_NORM
+from qwen3moe_plugins.ops import ADD_RMS_NORM, DOMAIN, LINEAR, LINEAR_FLOAT32, MOE, PAGED_ATTENTION, RMS_NORM
 
 _LOWEST = -3.0e38  # masked scores: finite, so that a fully masked row (padding) does not become NaN
 
@@ -173,6 +173,19 @@ def AddRMSNorm(x, residual, weight, eps: float):
     return op.CastLike(normed, x), residual_out
 
 
+@script(Opset(DOMAIN, LINEAR.version), default_opset=op)
+def Linear(x, weight):
+    return op.Gemm(x, weight, transB=1)
+
+
+@script(Opset(DOMAIN, LINEAR_FLOAT32.version), default_opset=op)
+def LinearFloat32(x, weight):
+    return op.Gemm(op.Cast(x, to=FLOAT.dtype), op.Cast(weight, to=FLOAT.dtype), transB=1)
+
+
+_FUNCTIONS = (PagedAttention, MoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
+
+
 def local_functions() -> list[onnx.FunctionProto]:
     """One function for each declared operator."""
-    return [function.to_function_proto() for function in (PagedAttention, MoE, RMSNorm, AddRMSNorm)]
+    return [function.to_function_proto() for function in _FUNCTIONS]

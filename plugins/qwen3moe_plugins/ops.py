@@ -4,7 +4,8 @@ Owns: names, versions, inputs, outputs and attributes of every operator in the `
 are checked against these declarations. Must not know torch, onnx or TensorRT.
 
 Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
-heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table.
+heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table, N rows and K columns of
+a weight.
 """
 
 from __future__ import annotations
@@ -129,4 +130,22 @@ ADD_RMS_NORM = OpDecl(
     attributes=(AttributeDecl("eps", "float"),),
 )
 
-OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM)
+# x @ weight^T, sums in fp32, rounded once.
+LINEAR = OpDecl(
+    name="Linear",
+    version=1,
+    inputs=(TensorDecl("x", ACTIVATION, ("T", "K")), TensorDecl("weight", ACTIVATION, ("N", "K"))),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "N")),),
+    attributes=(),
+)
+
+# The same, not rounded: for logits.
+LINEAR_FLOAT32 = OpDecl(
+    name="LinearFloat32",
+    version=1,
+    inputs=LINEAR.inputs,
+    outputs=(TensorDecl("out", FLOAT32, ("T", "N")),),
+    attributes=(),
+)
+
+OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM, LINEAR, LINEAR_FLOAT32)

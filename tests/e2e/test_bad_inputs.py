@@ -155,7 +155,7 @@ CASES: dict[str, Case] = {
     "no export": Case(nothing, "pack nowhere --weights checkpoint", ("nowhere", "no manifest.json", "onnx")),
     "checkpoint for an export": Case(nothing, "generate checkpoint --weights checkpoint --prompt-ids 1", ("manifest",)),
     "manifest cut off": Case(cut(MANIFEST, 999), IDS, (MANIFEST, "invalid JSON", "export again")),
-    "manifest of another format": Case(edit(MANIFEST, "format", to=0), IDS, ("format", "0", "1")),
+    "manifest of another format": Case(edit(MANIFEST, "format", to=0), IDS, ("format", "0", "2")),
     "manifest without dims": Case(drop(MANIFEST, "dims"), PACK, (MANIFEST, "no dims", "the fields")),
     "manifest with a wrong type": Case(edit(MANIFEST, "dims", "top_k", to="4"), IDS, ("dims.top_k", "str", "int")),
     "manifest with an unknown field": Case(edit(MANIFEST, "inputs", 0, "color", to=1), IDS, ("inputs[0]", "color")),

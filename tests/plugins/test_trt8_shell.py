@@ -12,20 +12,36 @@ HERE = Path(__file__).resolve().parent
 INTERFACE = HERE.parents[1] / "plugins" / "src" / "tensorrt" / "interface_v2.h"
 
 # T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here. Each tensor's pair says
-# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's.
+# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's: fp16, fp32.
 EXPECTED = f"""\
 creators {len(ops.OPS)}
 plugin qwen3moe PagedAttention 1
 output 7 512
 output refused
+type 1
 workspace some
 formats 10 10 10 11 10 10 10 10 10 10
 enqueue of a wrong rank failed
 plugin qwen3moe MoE 1
 output 7 256
 output refused
+type 1
 workspace some
 formats 10 10 10 10 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe Linear 1
+output 7 48
+output refused
+type 1
+workspace none
+formats 10 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe LinearFloat32 1
+output 20 48
+output refused
+type 0
+workspace some
+formats 10 10 01
 enqueue of a wrong rank failed
 """
 
@@ -44,5 +60,9 @@ def test_plugins_answer_a_builder(built_library, tmp_path):
         ["PagedAttention", "enqueue"],
         ["MoE", "getOutputDimensions"],
         ["MoE", "enqueue"],
+        ["Linear", "getOutputDimensions"],
+        ["Linear", "enqueue"],
+        ["LinearFloat32", "getOutputDimensions"],
+        ["LinearFloat32", "enqueue"],
         ["MoE", "createPlugin"],
     ]

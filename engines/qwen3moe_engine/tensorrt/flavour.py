@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3moe_plugins.errors import InputError, name_list
-from qwen3moe_plugins.library import PLUGINS, PLUGINS_TRT8, TENSORRT_RTX_NAME, find_library
+from qwen3moe_plugins.library import PLUGINS, PLUGINS_TRT8, TENSORRT_RTX_NAME, find_library, load_cublaslt
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorR
     if flavour.preload is not None:
         ctypes.CDLL(str(find_library(flavour.preload, plugin_folder)))
     library = find_library(flavour.plugins, plugin_folder)
+    load_cublaslt()
     _register(trt, library)
     return LoadedTensorRT(flavour, trt, trt.__version__, trt.Logger(trt.Logger.ERROR), library)
 

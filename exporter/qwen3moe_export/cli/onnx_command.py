@@ -39,7 +39,7 @@ def command(checkpoint: Path, output: Path, dtype: str | None, inputs_embeds: bo
 
         options = ExportOptions(dtype or config.dtype, inputs_embeds)
         manifest = export_onnx(config, options, read_eos_token_ids(checkpoint), output)
-    ops = ", ".join(f"{count} {name}" for name, count in manifest.op_counts.items())
+    ops = ", ".join(f"{count} {name}" for name, count in manifest.op_counts.items() if count)
     sizes = ", ".join(f"{name} {(output / name).stat().st_size / 1e6:.2f} MB" for name in manifest.graphs)
     layers, seconds = manifest.dims.num_layers, time.perf_counter() - start
     click.echo(f"{output}: {manifest.dtype}, {layers} layers, {ops}; {sizes}; {seconds:.1f} s")

@@ -117,6 +117,22 @@ const OpDecl kAddRMSNormDecl = {
     {},
 };
 
+const OpDecl kLinearDecl = {
+    "Linear",
+    {{"x", kActivation, {"T", "K"}}, {"weight", kActivation, {"N", "K"}}},
+    {{"out", kActivation, {"T", "N"}}},
+    {},
+    {},
+};
+
+const OpDecl kLinearFloat32Decl = {
+    "LinearFloat32",
+    {{"x", kActivation, {"T", "K"}}, {"weight", kActivation, {"N", "K"}}},
+    {{"out", kFloat32, {"T", "N"}}},
+    {},
+    {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -126,8 +142,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    write_list(out, std::vector<const OpDecl*>{&kPagedAttentionDecl, &kMoEDecl, &kRMSNormDecl, &kAddRMSNormDecl},
-               [&](const OpDecl* op) { write_op(out, *op); });
+    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,    &kRMSNormDecl,
+                                              &kAddRMSNormDecl,     &kLinearDecl, &kLinearFloat32Decl};
+    write_list(out, decls, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }
 

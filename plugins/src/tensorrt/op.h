@@ -80,5 +80,7 @@ extern const Op& kPagedAttention;
 extern const Op& kMoE;
 extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
+extern const Op& kLinear;
+extern const Op& kLinearFloat32;
 
 }  // namespace qwen3moe

@@ -51,7 +51,7 @@ class PluginV3 final : public trt::IPluginV3,
 
     int32_t getOutputDataTypes(trt::DataType* output_types, int32_t num_outputs, const trt::DataType* input_types,
                                int32_t) const noexcept override {
-        std::fill_n(output_types, num_outputs, input_types[0]);  // every output is an activation
+        for (int32_t i = 0; i < num_outputs; ++i) output_types[i] = output_type(decl(), i, input_types[0]);
         return kOk;
     }
 
@@ -167,8 +167,10 @@ class CreatorV3 final : public trt::IPluginCreatorV3One {
 // Both must be exported for TensorRT to load the library.
 extern "C" qwen3moe::trt::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
     using namespace qwen3moe;
-    static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm);
-    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe, &rms_norm, &add_rms_norm};
+    static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
+        linear(kLinear), linear_float32(kLinearFloat32);
+    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe,    &rms_norm,
+                                                             &add_rms_norm,    &linear, &linear_float32};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
