@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "attention_launch.cuh"
+#include "device.h"
 #include "mma.cuh"
 #include "status.h"
 
@@ -94,11 +95,13 @@ template <typename T, int kHeadDim>
 int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged_attention_tensors& tensors,
                const AttentionPlan& plan, void* workspace, cudaStream_t stream) {
     const AttentionParams<T, kHeadDim> params = make_params<T, kHeadDim>(shape, tensors, plan);
+    Device device{};
+    if (const int32_t status = current_device(&device)) return status;
     if (plan.prefill_rows != 0) {
         QWEN3MOE_CHECK_CUDA((launch_append<T, kHeadDim>(params, stream)));
         QWEN3MOE_CHECK_CUDA((launch_prefill<T, kHeadDim>(params, plan, stream)));
     }
-    QWEN3MOE_CHECK_CUDA((launch_decode<T, kHeadDim>(params, plan, workspace, stream)));
+    QWEN3MOE_CHECK_CUDA((launch_decode<T, kHeadDim>(params, plan, device, workspace, stream)));
     return QWEN3MOE_SUCCESS;
 }
 

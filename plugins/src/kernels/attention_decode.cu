@@ -2,6 +2,7 @@
 #include "attention_launch.cuh"
 #include "attention_merge.cuh"
 #include "attention_schedule.cuh"
+#include "launch.cuh"
 
 namespace qwen3moe {
 
@@ -15,7 +16,6 @@ struct DecodeShared {  // of the union, one after the other
     union {
         T ring[Config::kWarps][Config::kStages][2][Config::kKeys * kHeadDim];  // keys, values
         WarpPartial<kHeadDim> partials[Config::kWarps];
-        float split_weights[Config::kRows][Config::kTargetCtas];
     };
     DecodeSchedule::Shared schedule;
 };
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_queries_and_append(const SharedTile<T, kHea
     zero_rows<Config::kThreads>(queries, range.num_rows, Config::kRows);
 }
 
-// One warp's pass over its tiles of the range: every kWarps-th tile of kKeys keys, kStages - 1 of them ahead.
+// One warp's pass over its tiles of the range: every kWarps-th tile of kKeys keys, kStages of them on their way.
 template <typename T, int kHeadDim>
 struct WarpStream {
     const AttentionParams<T, kHeadDim>& params;
@@ -82,24 +82,35 @@ struct WarpStream {
         cp_async_commit();  // also when empty: run() counts groups
     }
 
-    __device__ __forceinline__ void start() const {
+    // A tile that holds new tokens can be read only when this CTA has written them.
+    __device__ __forceinline__ bool has_new_tokens(int step) const {
+        return first_key(step) + Config::kKeys > rows.seq.position(0);
+    }
+    __device__ __forceinline__ void start_old() const {
 #pragma unroll
-        for (int step = 0; step < Config::kStages - 1; ++step) issue(step);
+        for (int step = 0; step < Config::kStages; ++step)
+            if (!has_new_tokens(step)) issue(step);
+    }
+    __device__ __forceinline__ void start_new() const {
+#pragma unroll
+        for (int step = 0; step < Config::kStages; ++step)
+            if (has_new_tokens(step)) issue(step);
     }
 
     __device__ __forceinline__ void run(WarpAttention<T, kHeadDim, 1, Config::kKeys>& warp,
                                         const SharedTile<T, kHeadDim>& queries) const {
         using Warp = WarpAttention<T, kHeadDim, 1, Config::kKeys>;
         for (int step = 0; first_key(step) < range.end; ++step) {
-            cp_async_wait<Config::kStages - 2>();
+            cp_async_wait<Config::kStages - 1>();
             __syncwarp();
-            issue(step + Config::kStages - 1);
             typename Warp::Scores scores;
             Warp::multiply_keys(scores, queries, 0, tile(step, KvPart::kKey));
             if (first_key(step) + Config::kKeys > range.first_position + 1)
                 Warp::mask(scores, rows, range.first_row, first_key(step));
             warp.softmax(scores, params.scale_log2);
             warp.multiply_values(scores, tile(step, KvPart::kValue));
+            __syncwarp();  // all lanes have read the stage that is filled next
+            issue(step + Config::kStages);
         }
         warp.reduce_sums();
     }
@@ -118,22 +129,22 @@ __global__ void __launch_bounds__(Config::kThreads, 3)
                   const SplitPartials<kHeadDim> partials, bool zeroes_padding) {
     extern __shared__ uint4 shared_memory[];
     auto& shared = *reinterpret_cast<DecodeShared<T, kHeadDim>*>(shared_memory);
-    if (zeroes_padding) zero_padding(params);
-
+    allow_successor();
     const int32_t kv_head = blockIdx.x % params.num_kv_heads;
     DecodeItem item;
-    if (!schedule.find(blockIdx.x / params.num_kv_heads, shared.schedule, item)) return;
+    const bool has_item = schedule.find(blockIdx.x / params.num_kv_heads, shared.schedule, item);
+    wait_for_predecessor();
+    if (zeroes_padding) zero_padding(params);
+    if (!has_item) return;
     const QueryRows rows{params.batch.sequence(item.seq), kv_head, params.group_size};
     const DecodeRange range(item, rows, schedule.tile_tokens);
 
-    // The stream starts at once unless it would read keys that this CTA has yet to write.
     const WarpStream<T, kHeadDim> stream{params, rows, range, shared.ring[threadIdx.x / 32]};
     const SharedTile<T, kHeadDim> queries{shared.queries};
-    const bool appends = range.end > rows.seq.position(0);
-    if (!appends) stream.start();
+    stream.start_old();
     load_queries_and_append(queries, params, rows, range);
     __syncthreads();
-    if (appends) stream.start();
+    stream.start_new();
 
     WarpAttention<T, kHeadDim, 1, Config::kKeys> warp;
     stream.run(warp, queries);
@@ -163,18 +174,16 @@ __global__ void __launch_bounds__(Config::kThreads, 3)
     });
     if (item.num_splits == 1 || !splits.finish(item.split)) return;
 
-    splits.weigh(shared.split_weights, range.num_rows);
-    __syncthreads();
     for_each_vector<kHeadDim>(range.num_rows, [&](int row, int column) {
-        store_scaled(out_at(row, column), splits.weighted_sum(shared.split_weights[row], row, column), 1.0f);
+        store_scaled(out_at(row, column), splits.merged(row, column), 1.0f);
     });
 }
 
 }  // namespace
 
 template <typename T, int kHeadDim>
-cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, void* workspace,
-                          cudaStream_t stream) {
+cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, const Device& device,
+                          void* workspace, cudaStream_t stream) {
     char* const base = static_cast<char*>(workspace);
     const SplitPartials<kHeadDim> partials{reinterpret_cast<float4*>(base + plan.partial_out_offset),
                                            reinterpret_cast<float2*>(base + plan.partial_max_sum_offset),
@@ -183,19 +192,18 @@ cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const Atte
     const DecodeSchedule schedule{params.batch, plan.max_decode_tokens, Config::kRows / params.group_size,
                                   plan.target_items};
     constexpr size_t kShared = sizeof(DecodeShared<T, kHeadDim>);
-    const auto kernel = decode_kernel<T, kHeadDim>;
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return error;
-    kernel<<<plan.decode_items * params.num_kv_heads, Config::kThreads, kShared, stream>>>(params, schedule, partials,
-                                                                                           plan.prefill_rows == 0);
-    return cudaGetLastError();
+    const dim3 grid(plan.decode_items * params.num_kv_heads);
+    const Launch launch{grid, Config::kThreads, kShared, stream, device.has_dependent_launch()};
+    return launch_kernel(decode_kernel<T, kHeadDim>, launch, params, schedule, partials, plan.prefill_rows == 0);
 }
 
-template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 64>&, const AttentionPlan&, void*,
+template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 64>&, const AttentionPlan&, const Device&,
+                                   void*, cudaStream_t);
+template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 128>&, const AttentionPlan&, const Device&,
+                                   void*, cudaStream_t);
+template cudaError_t launch_decode(const AttentionParams<__half, 64>&, const AttentionPlan&, const Device&, void*,
                                    cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 128>&, const AttentionPlan&, void*,
+template cudaError_t launch_decode(const AttentionParams<__half, 128>&, const AttentionPlan&, const Device&, void*,
                                    cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__half, 64>&, const AttentionPlan&, void*, cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__half, 128>&, const AttentionPlan&, void*, cudaStream_t);
 
 }  // namespace qwen3moe

@@ -6,6 +6,7 @@
 
 #include "attention_params.cuh"
 #include "attention_plan.h"
+#include "device.h"
 
 namespace qwen3moe {
 
@@ -21,7 +22,7 @@ cudaError_t launch_prefill(const AttentionParams<T, kHeadDim>& params, const Att
 // Writes the keys and values, and computes the attention, of all other sequences. If no prefill is planned, zeroes the
 // padding rows too: a decode step is this one launch.
 template <typename T, int kHeadDim>
-cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, void* workspace,
-                          cudaStream_t stream);
+cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, const Device& device,
+                          void* workspace, cudaStream_t stream);
 
 }  // namespace qwen3moe

@@ -104,36 +104,31 @@ struct SplitSet {
         return true;
     }
 
-    // weights[row][split] = the factor of a split's output in the row's result. Eight threads to a row.
-    template <int kMaxSplits>
-    __device__ __forceinline__ void weigh(float (*weights)[kMaxSplits], int32_t num_rows) const {
-        constexpr int kLanes = DecodeConfig::kThreads / DecodeConfig::kRows;
-        const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    // Four columns of a row of the result. Loads of a batch of splits are in flight together, maxima and outputs alike.
+    __device__ __forceinline__ float4 merged(int row, int column) const {
+        constexpr int kBatch = 8;
         MaxSum total;
-        if (row < num_rows) {
-#pragma unroll 4
-            for (int32_t split = lane; split < num_splits; split += kLanes) {
-                const float2 max_sum = __ldcg(partials.max_sum_row(first + split * stride, row));
-                weights[row][split] = max_sum.x;
-                total.merge(max_sum);
-            }
-        }
-#pragma unroll
-        for (int offset = kLanes / 2; offset > 0; offset /= 2)
-            total.merge({__shfl_xor_sync(~0u, total.max, offset), __shfl_xor_sync(~0u, total.sum, offset)});
-        if (row < num_rows) {
-            const float inverse = 1.0f / total.sum;
-            for (int32_t split = lane; split < num_splits; split += kLanes)
-                weights[row][split] = total.weight(weights[row][split]) * inverse;
-        }
-    }
-
-    __device__ __forceinline__ float4 weighted_sum(const float* weights, int row, int column) const {
         float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-        for (int32_t split = 0; split < num_splits; ++split)
-            add_weighted(sum, weights[split], __ldcg(partials.out_row(first + split * stride, row) + column));
-        return sum;
+        for (int32_t split = 0; split < num_splits; split += kBatch) {
+            float2 max_sum[kBatch];
+            float4 out[kBatch];
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+                const int64_t at = first + min(split + i, num_splits - 1) * stride;
+                max_sum[i] = __ldcg(partials.max_sum_row(at, row));
+                out[i] = __ldcg(partials.out_row(at, row) + column);
+                if (split + i >= num_splits) max_sum[i] = {-INFINITY, 0.0f};
+            }
+            const float before = total.max;
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) total.merge(max_sum[i]);
+            const float rescale = total.weight(before);
+            sum = {sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale};
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) add_weighted(sum, total.weight(max_sum[i].x), out[i]);
+        }
+        const float inverse = 1.0f / total.sum;
+        return {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
     }
 };
 

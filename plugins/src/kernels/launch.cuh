@@ -1,10 +1,15 @@
-// Programmatic dependent launch: a kernel starts while its predecessor drains and waits where it needs its results.
-// Saves about 1 us per launch on an H200. On GPUs before sm_90 the device calls are empty and launches are ordinary.
+// Programmatic dependent launch: a kernel starts while those before it still run, fetches what is constant, and waits
+// where it needs their results. On GPUs before sm_90 the device calls are empty and launches are ordinary.
 //
-// Rules that keep it sound: every thread calls wait_for_predecessor() before it writes anything or exits, and calls
-// allow_successor() only after that. So when a kernel starts, everything before its predecessor is complete and
-// visible to it even ahead of its own wait. The first kernel of a call is launched ordinarily and the last allows no
-// successor: what goes before and after need not know.
+// Rules that keep a chain of such kernels sound, whatever is launched before and behind it:
+// 1. Every thread calls wait_for_predecessor() before it writes global memory, before it reads what a kernel of the
+//    stream wrote, and before it exits. A kernel is thus complete only after all before it, and behind its wait a
+//    kernel sees, and may overwrite, everything that went before.
+// 2. Ahead of its wait a kernel reads nothing but weights, tables and the step's metadata (kernels.h says which), and
+//    what rule 3 allows.
+// 3. allow_successor() may come at any time. Kernels that call it first thing let the fetches of several successors
+//    start early. One that calls it behind its wait starts its successor when everything before itself is complete: the
+//    successor may then read that ahead of its own wait, past L1.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -31,8 +36,8 @@ struct Launch {
     bool dependent;  // may start before its predecessor in the stream ends
 };
 
-template <typename Params>
-cudaError_t launch_kernel(void (*kernel)(Params), const Launch& launch, const Params& params) {
+template <typename... Params, typename... Args>
+cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const Args&... args) {
     cudaError_t status = cudaSuccess;
     if (launch.shared_bytes > 48 * 1024) {
         status =
@@ -50,7 +55,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), const Launch& launch, const Pa
     config.stream = launch.stream;
     config.attrs = &attribute;
     config.numAttrs = launch.dependent ? 1 : 0;
-    status = cudaLaunchKernelEx(&config, kernel, params);
+    status = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();
     return status != cudaSuccess ? status : last;
 }

@@ -16,10 +16,14 @@ constexpr int kTileTokens = 8;  // the N of mma.m16n8k16
 // Up to this many tokens the weight's bytes are all that counts, and one pass of our own beats cuBLASLt.
 constexpr int kMaxGemvTokens = 16;
 
-// A warp has 256 elements of 16 rows in flight, 8 KB: 8 warps and two blocks on an SM make 128 KB, where 4.8 TB/s * 0.8
-// us / 132 SMs = 29 KB would do. 16 warps where K has work for them, so that few blocks (128 for 2048 outputs) do too.
-constexpr int kChunk = 256;
+// A warp's part of K goes by in chunks of 128 elements of 16 rows, 4 KB, two at a time: 8 warps have 64 KB in flight,
+// where 4.8 TB/s * 0.8 us / 132 SMs = 29 KB would do. 16 warps where K has work for them, so that few blocks (128 for
+// 2048 outputs) do too, and where a block may have 128 KB: sm_86, 89 and 120 have 99.
+constexpr int kChunk = 128;
+constexpr int kStages = 2;
+constexpr int kWarpBytes = kStages * kRows * kChunk * 2;
 constexpr int kMaxWarps = 16;
+constexpr int kMaxWarpsOfSmallShared = 8;
 
 // cuBLASLt's products get this much scratch memory: what NVIDIA recommends for Hopper.
 constexpr size_t kCublasWorkspace = size_t{32} << 20;
@@ -39,9 +43,10 @@ inline Path choose_path(const qwen3moe_linear_shape& shape) {
 }
 
 inline Config choose_config(const qwen3moe_linear_shape& shape, const Device& device) {
-    const int chunks = (shape.in_features + kChunk - 1) / kChunk;
-    return {choose_path(shape), (shape.num_tokens + kTileTokens - 1) / kTileTokens, std::min(chunks, kMaxWarps),
-            device.has_dependent_launch()};
+    const int shares = (shape.in_features + kStages * kChunk - 1) / (kStages * kChunk);
+    const bool has_large_shared = device.compute_capability == 90 || device.compute_capability == 100;
+    return {choose_path(shape), (shape.num_tokens + kTileTokens - 1) / kTileTokens,
+            std::min(shares, has_large_shared ? kMaxWarps : kMaxWarpsOfSmallShared), device.has_dependent_launch()};
 }
 
 inline std::ostream& operator<<(std::ostream& os, const Config& config) {

@@ -15,6 +15,7 @@ template <typename T>
 __global__ void __launch_bounds__(kCombineThreads) combine_kernel(Params<T> p) {
     const int col = (blockIdx.x * kCombineThreads + threadIdx.x) * kCombineCols;
     const int token = blockIdx.y;
+    allow_successor();
     wait_for_predecessor();
     if (col >= p.hidden_size) return;
 

@@ -1,8 +1,9 @@
 // MoE for few tokens: matrix-vector products that read weights at memory speed, without sorting assignments.
 //
 // Two kernels: gate_up with SwiGLU, one block row per assignment; down with the weighted sum over a token's experts in
-// the order of their choice. A warp of gate_up routes its token itself, which takes 3 us less than a kernel ahead of
-// it. Warps stream whole weight rows, 512 contiguous bytes per load instruction.
+// the order of their choice. Their blocks route their token themselves, which takes 3 us less than a kernel ahead, and
+// lets down's weights be on their way while gate_up ends. Warps stream whole weight rows, 512 contiguous bytes per load
+// instruction.
 #pragma once
 
 #include "launch.cuh"
@@ -18,7 +19,8 @@ constexpr int kGemvThreads = 128;
 constexpr int kGemvWarps = kGemvThreads / 32;
 constexpr int kGemvFeatures = 2;  // per warp: 2 gate and 2 up rows
 constexpr int kGateUpSteps = 2;   // 16-byte steps along each row: 8 loads of 512 bytes in flight per warp
-constexpr int kDownBatch = 8;     // experts whose rows of down a warp reads at the same time: as many bytes
+constexpr int kDownBatch = 8;     // experts in a step of down: a warp reads 512 bytes of the row of each
+constexpr int kDownStages = 3;    // steps in flight: all of I 768 and top 8, 12 KB a warp, for all 2048 rows at once
 constexpr int kElements = 8;      // of 16 bits in one 16-byte load
 
 template <typename T>
@@ -71,9 +73,9 @@ __global__ void __launch_bounds__(kGemvThreads, 6) gemv_gate_up_kernel(Params<T>
     wait_for_predecessor();
     allow_successor();
     const int token = assignment / p.top_k;
-    const Choice choice = route_token(p, token, lane);
-    if (blockIdx.x == 0 && threadIdx.x < 32 && assignment % p.top_k == 0) store_choice(p, token, lane, choice);
-    const int slot = __shfl_sync(~0u, choice.slot, assignment % p.top_k);
+    __shared__ BlockRoute route;
+    route.find(p, token);
+    const int slot = route.choices[assignment % p.top_k].slot;
     if (slot < 0) return;
 
     const T* x = p.hidden + token * hidden_size;
@@ -94,47 +96,86 @@ __global__ void __launch_bounds__(kGemvThreads, 6) gemv_gate_up_kernel(Params<T>
     }
 }
 
-template <typename T>
-__device__ __forceinline__ const T* down_row(const Params<T>& p, int slot, int row) {
-    return p.down + (static_cast<size_t>(slot) * p.hidden_size + row) * p.intermediate_size;
-}
+struct DownShared {
+    BlockRoute route;
+    uint4 weights[kDownStages][kDownBatch][kGemvThreads];  // each thread's own
+};
 
-// Grid: (H / 4, T). out[t] = sum over j of topk_weight[t, j] * (down @ activation[t, j]). Lane j keeps choice j.
-// A warp's loads of 8 experts are in flight together: one expert's row of 1.5 KB (I 768) would be only 3.
+// One row of down for one token: 8 experts from j0 on by 256 elements a step; a lane takes 8 elements of each.
 template <typename T>
-__global__ void __launch_bounds__(kGemvThreads) gemv_down_kernel(Params<T> p) {
-    const int lane = threadIdx.x % 32;
-    const int token = blockIdx.y;
-    const int row = blockIdx.x * kGemvWarps + threadIdx.x / 32;
-    wait_for_predecessor();
+struct DownRow {
+    const Params<T>& p;
+    DownShared& shared;
+    int token, row;
 
-    const bool is_choice = lane < p.top_k;
-    const int slot = is_choice ? p.topk_slot[token * p.top_k + lane] : -1;
-    const float weight = is_choice ? p.topk_weight[token * p.top_k + lane] : 0.0f;
-    const T* activation = p.activation + static_cast<size_t>(token) * p.top_k * p.intermediate_size;
+    // Of the lane in a step.
+    __device__ __forceinline__ int column(int step) const {
+        return (step * 32 + static_cast<int>(threadIdx.x) % 32) * kElements;
+    }
+    __device__ __forceinline__ bool has(int choice, int step) const {
+        return shared.route.choices[choice].slot >= 0 && column(step) < p.intermediate_size;
+    }
+
+    __device__ __forceinline__ void start_weights(int stage, int j0, int step) const {
+#pragma unroll
+        for (int u = 0; u < kDownBatch; ++u) {
+            if (!has(j0 + u, step)) continue;
+            const size_t weight_row = static_cast<size_t>(shared.route.choices[j0 + u].slot) * p.hidden_size + row;
+            cp_async_16(&shared.weights[stage][u][threadIdx.x],
+                        p.down + weight_row * p.intermediate_size + column(step));
+        }
+        cp_async_commit();
+    }
+    __device__ __forceinline__ void load_activations(uint4 (&x)[kDownBatch], int j0, int step) const {
+        const T* activation = p.activation + static_cast<size_t>(token) * p.top_k * p.intermediate_size + column(step);
+#pragma unroll
+        for (int u = 0; u < kDownBatch; ++u)
+            if (has(j0 + u, step)) x[u] = load_cached(activation + (j0 + u) * p.intermediate_size);
+    }
+    __device__ __forceinline__ float multiply(float sum, int stage, int j0, int step,
+                                              const uint4 (&x)[kDownBatch]) const {
+#pragma unroll
+        for (int u = 0; u < kDownBatch; ++u) {
+            if (!has(j0 + u, step)) continue;
+            float xs[kElements];
+            unpack<T>(xs, x[u]);
+            const float product = dot<T>(0.0f, shared.weights[stage][u][threadIdx.x], xs);
+            sum = fmaf(shared.route.choices[j0 + u].weight, product, sum);
+        }
+        return sum;
+    }
+};
+
+// Grid: (H / 4, T). out[t] = sum over j of topk_weight[t, j] * (down @ activation[t, j]), a warp a row.
+// gate_up allows it to start when the router's logits are there, which it may thus read ahead of its wait.
+template <typename T>
+__global__ void __launch_bounds__(kGemvThreads, 4) gemv_down_kernel(Params<T> p) {
+    extern __shared__ uint4 shared_memory[];
+    DownShared& shared = *reinterpret_cast<DownShared*>(shared_memory);
+    const int token = blockIdx.y, row = blockIdx.x * kGemvWarps + threadIdx.x / 32;
+    shared.route.find(p, token);
+    const DownRow<T> down{p, shared, token, row};
+    const int num_steps = (p.intermediate_size + 32 * kElements - 1) / (32 * kElements);
     float sum = 0.0f;
-    for (int base = 0; base < p.intermediate_size; base += 32 * kElements) {
-        const int i = base + lane * kElements;
-        for (int j0 = 0; j0 < p.top_k; j0 += kDownBatch) {
-            uint4 weights[kDownBatch], x[kDownBatch];
+    for (int j0 = 0; j0 < p.top_k; j0 += kDownBatch) {
 #pragma unroll
-            for (int u = 0; u < kDownBatch; ++u) {
-                const int expert_slot = __shfl_sync(~0u, slot, j0 + u);
-                weights[u] = x[u] = make_uint4(0, 0, 0, 0);
-                if (expert_slot < 0 || i >= p.intermediate_size) continue;
-                weights[u] = load_streaming(down_row(p, expert_slot, row) + i);
-                x[u] = load_cached(activation + (j0 + u) * p.intermediate_size + i);
-            }
+        for (int stage = 0; stage < kDownStages; ++stage) down.start_weights(stage, j0, stage);
+        if (j0 == 0) wait_for_predecessor();
+        if (j0 == 0) allow_successor();
+        for (int step = 0; step < num_steps; step += kDownStages) {
+            uint4 x[kDownStages][kDownBatch];
 #pragma unroll
-            for (int u = 0; u < kDownBatch; ++u) {
-                float xs[kElements];
-                unpack<T>(xs, x[u]);
-                sum = fmaf(__shfl_sync(~0u, weight, j0 + u), dot<T>(0.0f, weights[u], xs), sum);
+            for (int stage = 0; stage < kDownStages; ++stage) down.load_activations(x[stage], j0, step + stage);
+#pragma unroll
+            for (int stage = 0; stage < kDownStages; ++stage) {
+                cp_async_wait<kDownStages - 1>();
+                sum = down.multiply(sum, stage, j0, step + stage, x[stage]);
+                down.start_weights(stage, j0, step + stage + kDownStages);
             }
         }
     }
     sum = warp_sum(sum);
-    if (lane == 0) p.out[static_cast<size_t>(token) * p.hidden_size + row] = from_float<T>(sum);
+    if (threadIdx.x % 32 == 0) p.out[static_cast<size_t>(token) * p.hidden_size + row] = from_float<T>(sum);
 }
 
 }  // namespace qwen3moe::moe

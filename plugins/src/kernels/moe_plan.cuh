@@ -7,12 +7,15 @@
 #include "launch.cuh"
 #include "mma.cuh"
 #include "moe_params.cuh"
+#include "moe_route.cuh"
 #include "moe_scan.cuh"
 
 namespace qwen3moe::moe {
 
 constexpr int kPlanThreads = 512;
 constexpr int kVector = 8;  // expert numbers in 16 bytes
+// Up to one token a warp, the blocks route the tokens themselves, each all of them: a launch less, of 2 us.
+constexpr int kMaxRoutedByPlan = kPlanThreads / 32;
 
 // Calls visit(a, topk_expert[a]) for a in [begin, end); begin is a multiple of 8.
 template <typename Visit>
@@ -27,7 +30,20 @@ __device__ __forceinline__ void for_each_expert(const int16_t* topk_expert, int 
     }
 }
 
+// Routes a token a warp; the first block stores the choices. experts [T, k], as Params::topk_expert.
 template <typename T>
+__device__ __forceinline__ void route_tokens(const Params<T>& p, int16_t* experts) {
+    const int token = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (token < p.num_tokens) {
+        const Choice choice = route_token(p, token, lane);
+        if (lane < p.top_k) experts[token * p.top_k + lane] = sort_key(choice);
+        if (blockIdx.x == 0) store_choice(p, token, lane, choice);
+    }
+    __syncthreads();
+}
+
+// Grid: E. kRoutes: no route_kernel ran.
+template <typename T, bool kRoutes>
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     __shared__ int totals_own[kPlanThreads / 32];
     __shared__ int totals_less[kPlanThreads / 32];
@@ -39,8 +55,14 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     wait_for_predecessor();
     allow_successor();
 
+    const int16_t* topk_expert = p.topk_expert;
+    if constexpr (kRoutes) {
+        __shared__ alignas(16) int16_t experts[kMaxRoutedByPlan * kMaxTopK];
+        route_tokens(p, experts);
+        topk_expert = experts;
+    }
     int own = 0, less = 0;
-    for_each_expert(p.topk_expert, begin, end, [&](int, int e) {
+    for_each_expert(topk_expert, begin, end, [&](int, int e) {
         own += e == expert;
         less += e < expert;
     });
@@ -48,7 +70,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     const int first_row = block_scan<kPlanThreads>(less, totals_less).total;
 
     int row = first_row + scan.before;
-    for_each_expert(p.topk_expert, begin, end, [&](int assignment, int e) {
+    for_each_expert(topk_expert, begin, end, [&](int assignment, int e) {
         if (e == expert) p.row_assignment[row++] = assignment;
     });
 

@@ -62,13 +62,17 @@ struct Choice {
 // All lanes of a warp call; lane j < k gets the j-th choice of `token`, the others weight 0 and slot -1.
 template <typename T>
 __device__ __forceinline__ Choice route_token(const Params<T>& p, int token, int lane) {
-    const T* logits = p.router_logits + static_cast<size_t>(token) * p.num_experts;
+    const uint16_t* logits =
+        reinterpret_cast<const uint16_t*>(p.router_logits) + static_cast<size_t>(token) * p.num_experts;
     uint32_t keys[kLogitsPerLane] = {};
     uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < kLogitsPerLane && i * 32 < p.num_experts; ++i) {
         const int expert = i * 32 + lane;
-        if (expert < p.num_experts) keys[i] = rank_key(logits[expert], expert);
+        if (expert < p.num_experts) {
+            const uint16_t logit = __ldcg(logits + expert);  // gemv_down reads it ahead of its wait
+            keys[i] = rank_key(reinterpret_cast<const T&>(logit), expert);
+        }
         largest = max(largest, keys[i]);
     }
     const float shift = key_logit<T>(__reduce_max_sync(~0u, largest));
@@ -89,14 +93,34 @@ __device__ __forceinline__ Choice route_token(const Params<T>& p, int token, int
     return {weight, expert, slot};
 }
 
+// What assignments are sorted by.
+__device__ __forceinline__ int16_t sort_key(const Choice& choice) {
+    return choice.slot >= 0 ? static_cast<int16_t>(choice.expert) : kNotHeld;
+}
+
 template <typename T>
 __device__ __forceinline__ void store_choice(const Params<T>& p, int token, int lane, const Choice& choice) {
     if (lane >= p.top_k) return;
     const int assignment = token * p.top_k + lane;
     p.topk_weight[assignment] = choice.weight;
     p.topk_slot[assignment] = choice.slot;
-    p.topk_expert[assignment] = choice.slot >= 0 ? static_cast<int16_t>(choice.expert) : kNotHeld;
+    p.topk_expert[assignment] = sort_key(choice);
 }
+
+// The choices of one token, by all threads of the block; its first warp finds them: in few-token kernels of many blocks
+// every warp on its own would take longer, 1 us of an SM's instructions.
+struct BlockRoute {
+    Choice choices[kMaxTopK];
+
+    template <typename T>
+    __device__ __forceinline__ void find(const Params<T>& p, int token) {
+        if (threadIdx.x < 32) {
+            const Choice choice = route_token(p, token, threadIdx.x);
+            if (threadIdx.x < kMaxTopK) choices[threadIdx.x] = choice;
+        }
+        __syncthreads();
+    }
+};
 
 template <typename T>
 __global__ void __launch_bounds__(kRouteThreads) route_kernel(Params<T> p) {

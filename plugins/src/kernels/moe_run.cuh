@@ -49,9 +49,9 @@ template <typename T>
 cudaError_t run_gemv(const Params<T>& p, bool dependent, cudaStream_t stream) {
     const dim3 gate_up_grid(p.intermediate_size / (kGemvWarps * kGemvFeatures), p.num_tokens * p.top_k);
     const dim3 down_grid(p.hidden_size / kGemvWarps, p.num_tokens);
-    cudaError_t status = launch_kernel(gemv_gate_up_kernel<T>, {gate_up_grid, kGemvThreads, 0, stream, false}, p);
+    cudaError_t status = launch_kernel(gemv_gate_up_kernel<T>, {gate_up_grid, kGemvThreads, 0, stream, dependent}, p);
     if (status != cudaSuccess) return status;
-    return launch_kernel(gemv_down_kernel<T>, {down_grid, kGemvThreads, 0, stream, dependent}, p);
+    return launch_kernel(gemv_down_kernel<T>, {down_grid, kGemvThreads, sizeof(DownShared), stream, dependent}, p);
 }
 
 template <typename T, int kTileRows>
@@ -90,17 +90,23 @@ cudaError_t run_products(const Config& config, const Params<T>& p, cudaStream_t 
 }
 
 template <typename T>
+cudaError_t run_plan(const Params<T>& p, bool dependent, cudaStream_t stream) {
+    const Launch plan{dim3(p.num_experts), kPlanThreads, 0, stream, dependent};
+    if (p.num_tokens <= kMaxRoutedByPlan) return launch_kernel(plan_kernel<T, true>, plan, p);
+    const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
+    const cudaError_t status = launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, dependent}, p);
+    return status != cudaSuccess ? status : launch_kernel(plan_kernel<T, false>, plan, p);
+}
+
+template <typename T>
 int32_t run_chunk(const Config& config, const Params<T>& p, cudaStream_t stream) {
     const bool dependent = config.dependent_launch;
     if (config.path == Path::kGemv) {
         QWEN3MOE_CHECK_CUDA(run_gemv(p, dependent, stream));
         return QWEN3MOE_SUCCESS;
     }
-    const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
-    const dim3 plan_grid(p.num_experts);
     const dim3 combine_grid(ceil_div(p.hidden_size, kCombineThreads * kCombineCols), p.num_tokens);
-    QWEN3MOE_CHECK_CUDA(launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, false}, p));
-    QWEN3MOE_CHECK_CUDA(launch_kernel(plan_kernel<T>, {plan_grid, kPlanThreads, 0, stream, dependent}, p));
+    QWEN3MOE_CHECK_CUDA(run_plan(p, dependent, stream));
     QWEN3MOE_CHECK_CUDA(run_products(config, p, stream));
     QWEN3MOE_CHECK_CUDA(launch_kernel(combine_kernel<T>, {combine_grid, kCombineThreads, 0, stream, dependent}, p));
     return QWEN3MOE_SUCCESS;
