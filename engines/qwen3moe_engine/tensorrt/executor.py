@@ -38,7 +38,7 @@ class TensorRTConfig:
     num_blocks: int | None = None
     memory_fraction: float = 0.9
     max_logits: int | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     random_seed: int | None = None
 
 
