@@ -27,6 +27,20 @@ output refused
 workspace some
 formats 10 10 10 10 10 10
 enqueue of a wrong rank failed
+plugin qwen3moe AllReduce 1
+output 7 256
+output refused
+workspace none
+formats 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe AllGather 1
+output 21 256
+output refused
+workspace none
+formats 10 10
+enqueue of a wrong rank failed
+enqueue without a group failed
+enqueue without a group failed
 """
 
 
@@ -44,5 +58,12 @@ def test_plugins_answer_a_builder(built_library, tmp_path):
         ["PagedAttention", "enqueue"],
         ["MoE", "getOutputDimensions"],
         ["MoE", "enqueue"],
+        ["AllReduce", "getOutputDimensions"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "getOutputDimensions"],
+        ["AllGather", "enqueue"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "enqueue"],
         ["MoE", "createPlugin"],
     ]
+    assert sum("this process has no communicator" in error for error in errors) == 2

@@ -117,6 +117,18 @@ const OpDecl kAddRMSNormDecl = {
     {},
 };
 
+const OpDecl kAllReduceDecl = {
+    "AllReduce", {{"x", kActivation, {"T", "H"}}}, {{"out", kActivation, {"T", "H"}}}, {}, {},
+};
+
+const OpDecl kAllGatherDecl = {
+    "AllGather",
+    {{"x", kActivation, {"N", "C"}}},
+    {{"out", kActivation, {"world_size N", "C"}}},
+    {{"world_size", AttributeType::kInt}},
+    {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -126,8 +138,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    write_list(out, std::vector<const OpDecl*>{&kPagedAttentionDecl, &kMoEDecl, &kRMSNormDecl, &kAddRMSNormDecl},
-               [&](const OpDecl* op) { write_op(out, *op); });
+    const std::vector<const OpDecl*> ops = {&kPagedAttentionDecl, &kMoEDecl,       &kRMSNormDecl,
+                                            &kAddRMSNormDecl,     &kAllReduceDecl, &kAllGatherDecl};
+    write_list(out, ops, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }
 
