@@ -50,7 +50,8 @@ void shared_structures() {
     std::printf("TensorFormat %d\n", int(TensorFormat::kLINEAR));
 }
 
-// IExprBuilder is TensorRT's object; its inline functions must reach slots 2 and 3 of the implementation that it points to.
+// IExprBuilder is TensorRT's object; its inline functions must reach slots 2 and 3 of the implementation that it points
+// to.
 void expr_builder() {
     struct Implementation {
         virtual ~Implementation() = default;
