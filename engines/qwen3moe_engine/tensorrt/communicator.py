@@ -143,7 +143,7 @@ class Communicator:
         self._reason: str | None = None
 
     def use(self) -> None:
-        """Makes this process's operators work in this group; `join` has done so. Raises CommunicatorError if aborted."""
+        """Makes this process's operators work in this group, as `join` did. Raises CommunicatorError if aborted."""
         self._library.call("use", self._handle)
 
     def abort(self, reason: str) -> None:
