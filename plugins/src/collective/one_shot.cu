@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "one_shot.h"
 
@@ -29,56 +30,71 @@ __device__ __forceinline__ void round_to(float x, float& out) { out = x; }
 __device__ __forceinline__ void round_to(float x, __half& out) { out = __float2half_rn(x); }
 __device__ __forceinline__ void round_to(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 
+// The elements of a packet as one number, the first in the lowest bits. Kept so, as an array of them would leave the
+// registers.
 template <typename T>
-union Payload {
+struct Payload {
+    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
     static constexpr int kElements = kPacketPayload / sizeof(T);
-    uint2 words;
-    T values[kElements];
-    __device__ Payload() : words{0, 0} {}
+
+    uint64_t bits;
+
+    __device__ __forceinline__ float element(int i) const {
+        const Bits part = static_cast<Bits>(bits >> (8 * sizeof(T) * i));
+        T value;
+        memcpy(&value, &part, sizeof value);
+        return to_float(value);
+    }
+    __device__ __forceinline__ void add_element(int i, float x) {
+        T value;
+        round_to(x, value);
+        Bits part;
+        memcpy(&part, &value, sizeof value);
+        bits |= static_cast<uint64_t>(part) << (8 * sizeof(T) * i);
+    }
 };
 
 // Elements [start, start + kElements) of the message, zeros behind its end.
 template <typename T>
 __device__ __forceinline__ Payload<T> load(const T* x, int64_t start, int64_t count, bool aligned) {
-    Payload<T> payload;
-    if (aligned && start + payload.kElements <= count) {
-        payload.words = *reinterpret_cast<const uint2*>(x + start);
-    } else {
+    constexpr int kElements = Payload<T>::kElements;
+    if (aligned && start + kElements <= count) return {*reinterpret_cast<const uint64_t*>(x + start)};
+    Payload<T> payload = {0};
 #pragma unroll
-        for (int i = 0; i < payload.kElements; ++i) {
-            if (start + i < count) payload.values[i] = x[start + i];
-        }
+    for (int i = 0; i < kElements; ++i) {
+        if (start + i < count) payload.add_element(i, to_float(x[start + i]));
     }
     return payload;
 }
 
 template <typename T>
-__device__ __forceinline__ void store(T* out, int64_t start, int64_t count, bool aligned, const Payload<T>& payload) {
-    if (aligned && start + payload.kElements <= count) {
-        *reinterpret_cast<uint2*>(out + start) = payload.words;
-    } else {
+__device__ __forceinline__ void store(T* out, int64_t start, int64_t count, bool aligned, Payload<T> payload) {
+    constexpr int kElements = Payload<T>::kElements;
+    if (aligned && start + kElements <= count) {
+        *reinterpret_cast<uint64_t*>(out + start) = payload.bits;
+        return;
+    }
 #pragma unroll
-        for (int i = 0; i < payload.kElements; ++i) {
-            if (start + i < count) out[start + i] = payload.values[i];
-        }
+    for (int i = 0; i < kElements; ++i) {
+        if (start + i < count) round_to(payload.element(i), out[start + i]);
     }
 }
 
-__device__ __forceinline__ void send(uint4* packet, uint2 words, uint32_t flag) {
-    const uint64_t low = words.x | static_cast<uint64_t>(flag) << 32;
-    const uint64_t high = words.y | static_cast<uint64_t>(flag) << 32;
+__device__ __forceinline__ void send(uint4* packet, uint64_t payload, uint32_t flag) {
+    const uint64_t low = (payload & 0xffffffff) | static_cast<uint64_t>(flag) << 32;
+    const uint64_t high = payload >> 32 | static_cast<uint64_t>(flag) << 32;
     asm volatile("st.relaxed.sys.global.v2.b64 [%0], {%1, %2};" ::"l"(packet), "l"(low), "l"(high) : "memory");
 }
 
 // Waits for the packet that carries `flag`; once the group is aborted, returns whatever lies there.
-__device__ __forceinline__ uint2 receive(const uint4* packet, uint32_t flag, const int32_t* aborted) {
+__device__ __forceinline__ uint64_t receive(const uint4* packet, uint32_t flag, const int32_t* aborted) {
     uint64_t low, high;
     for (uint32_t looks = 1;; ++looks) {
         asm volatile("ld.relaxed.sys.global.v2.b64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(packet) : "memory");
         if (low >> 32 == flag && high >> 32 == flag) break;
         if (looks % kLooksPerAbort == 0 && *reinterpret_cast<const volatile int32_t*>(aborted) != 0) break;
     }
-    return {static_cast<uint32_t>(low), static_cast<uint32_t>(high)};
+    return (low & 0xffffffff) | high << 32;
 }
 
 // 0 is what the memory held before the first sum, and a flag's parity is its slot: 2 follows the largest, which is odd.
@@ -105,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int rank = 0; rank < QWEN3MOE_MAX_ONE_SHOT_RANKS; ++rank) {
             if (rank >= group.world_size || rank == group.rank) continue;
-            send(group.staging[rank] + slot + group.rank * group.capacity + packet, mine.words, flag);
+            send(group.staging[rank] + slot + group.rank * group.capacity + packet, mine.bits, flag);
         }
     }
     const uint4* received = group.staging[group.rank] + slot;
@@ -114,14 +130,13 @@ __global__ void __launch_bounds__(kThreads)
         float sum[kElements] = {};
         for (int rank = 0; rank < group.world_size; ++rank) {
             Payload<T> term = mine;
-            if (rank != group.rank)
-                term.words = receive(received + rank * group.capacity + packet, flag, group.aborted);
+            if (rank != group.rank) term.bits = receive(received + rank * group.capacity + packet, flag, group.aborted);
 #pragma unroll
-            for (int i = 0; i < kElements; ++i) sum[i] += to_float(term.values[i]);
+            for (int i = 0; i < kElements; ++i) sum[i] += term.element(i);
         }
-        Payload<T> total;
+        Payload<T> total = {0};
 #pragma unroll
-        for (int i = 0; i < kElements; ++i) round_to(sum[i], total.values[i]);
+        for (int i = 0; i < kElements; ++i) total.add_element(i, sum[i]);
         store(out, packet * kElements, count, aligned, total);
     }
     end_sum(group.state, flag);
