@@ -17,14 +17,16 @@ extern "C" {
 
 typedef struct CUstream_st* qwen3moe_stream; /* a cudaStream_t */
 
-typedef enum { QWEN3MOE_BF16 = 0, QWEN3MOE_FP16 = 1 } qwen3moe_dtype;
+/* FP32 is for the collectives alone; the other operators refuse it. */
+typedef enum { QWEN3MOE_BF16 = 0, QWEN3MOE_FP16 = 1, QWEN3MOE_FP32 = 2 } qwen3moe_dtype;
 
 typedef enum {
     QWEN3MOE_SUCCESS = 0,
     QWEN3MOE_INVALID_ARGUMENT = 1, /* a shape, dtype or pointer the operator does not take */
     QWEN3MOE_WORKSPACE_TOO_SMALL = 2,
     QWEN3MOE_CUDA_ERROR = 3,
-    QWEN3MOE_MISSING_LIBRARY = 4 /* cuBLASLt was needed and is not there */
+    QWEN3MOE_MISSING_LIBRARY = 4,  /* cuBLASLt was needed and is not there */
+    QWEN3MOE_COMMUNICATOR_ERROR = 5 /* no communicator, or a peer or NCCL failed (collective.h) */
 } qwen3moe_status;
 
 const char* qwen3moe_last_error(void);

@@ -41,7 +41,7 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
                                         trt8::IExprBuilder& builder) noexcept override {
         return guarded(name(), "getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
             expect_ranks(decl(), inputs, num_inputs);
-            return output_shape(op_, attributes_, output, inputs, builder);
+            return output_shape<trt8::DimensionOperation>(op_, attributes_, output, inputs, builder);
         });
     }
 
@@ -134,9 +134,9 @@ class CreatorV2 final : public trt8::IPluginCreator {
 extern "C" qwen3moe::trt8::IPluginCreator* const* getPluginCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        linear(kLinear), linear_float32(kLinearFloat32);
-    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,    &rms_norm,
-                                                     &add_rms_norm,    &linear, &linear_float32};
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather);
+    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,  &add_rms_norm, &linear,
+                                                     &linear_float32,  &all_reduce, &all_gather};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
