@@ -14,7 +14,7 @@ from qwen3moe_engine.batch import Batch, lay_out
 from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
 from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
-from qwen3moe_engine.sampler import batch_logprobs, sample_batch
+from qwen3moe_engine.sampler import sample_batch
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.stats import EngineStats
@@ -69,10 +69,10 @@ class Engine:
         logits = self._executor.execute(_pack(plan, self._executor.block_size))
         self._scheduler.commit(plan)
         sampling = [item.request for item in plan.scheduled if item.samples]
-        tokens = sample_batch(logits, sampling, self._eos_token_ids)
-        logprobs = batch_logprobs(logits, sampling, tokens)
         finished: list[Request] = []
-        for request, token, logprob in zip(sampling, tokens, logprobs, strict=True):
+        for request, (token, logprob) in zip(
+            sampling, sample_batch(logits, sampling, self._eos_token_ids), strict=True
+        ):
             if request.finish_reason is not None:  # aborted while the step ran
                 continue
             request.append(token, self._eos_token_ids, logprob)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
+from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.manifest import InputSpec, Manifest
 from qwen3moe_engine.weights import Progress, WeightPlan, convert, cos_sin_cache, expert_map, plan_manifest, read_weight
 
@@ -60,8 +61,8 @@ class OnnxRuntimeExecutor:
         self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
         self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
 
-    def execute(self, batch: Batch) -> NDArray[np.float32]:
-        return self.execute_all(batch)["logits"]
+    def execute(self, batch: Batch) -> HostLogits:
+        return HostLogits(self.execute_all(batch)["logits"])
 
     def execute_all(self, batch: Batch) -> dict[str, NDArray]:
         """Every output but the KV caches, by name."""

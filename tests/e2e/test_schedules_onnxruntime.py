@@ -18,6 +18,7 @@ from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine import Engine
+from qwen3moe_engine.logits import Logits
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_engine.request import Request
@@ -41,7 +42,7 @@ class Interruptible:
         self.num_blocks, self.block_size = self.inner.num_blocks, self.inner.block_size
         self.max_model_len = self.inner.max_model_len
 
-    def execute(self, batch: Batch) -> np.ndarray:
+    def execute(self, batch: Batch) -> Logits:
         while self.callbacks:
             self.callbacks.pop()()
         return self.inner.execute(batch)
@@ -57,7 +58,8 @@ def logits_alone(executor: OnnxRuntimeExecutor, request: Request) -> np.ndarray:
     """Of a prefill that has the pool to itself, one row for each token the request generated: what it follows from."""
     tokens = np.array([*request.prompt_ids, *request.output_ids[:-1]], np.int32)
     blocks = list(range(num_blocks_for(len(tokens), BLOCK_SIZE)))
-    return executor.execute(pack_batch([SequenceStep(tokens, 0, blocks)], BLOCK_SIZE))[len(request.prompt_ids) - 1 :]
+    logits = executor.execute(pack_batch([SequenceStep(tokens, 0, blocks)], BLOCK_SIZE))
+    return logits.rows()[len(request.prompt_ids) - 1 :]
 
 
 def leaves_at_near_tie(executor: OnnxRuntimeExecutor, request: Request) -> bool:

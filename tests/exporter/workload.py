@@ -148,4 +148,9 @@ class ProgramExecutor:
 
 
 def run_batches(executor: OnnxRuntimeExecutor | ProgramExecutor, batches: list[Batch]) -> Tensor:
-    return torch.cat([torch.as_tensor(executor.execute(batch)) for batch in batches])
+    return torch.cat([_logits(executor, batch) for batch in batches])
+
+
+def _logits(executor: OnnxRuntimeExecutor | ProgramExecutor, batch: Batch) -> Tensor:
+    logits = executor.execute(batch)
+    return logits if isinstance(logits, Tensor) else torch.from_numpy(logits.rows())

@@ -136,6 +136,7 @@ def _configure(
     if not tensorrt.flavour.strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_tactic_sources(0)  # its cuBLAS and cuDNN tactics need libraries that nothing else here does
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)  # as 10 does: many contexts a profile
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

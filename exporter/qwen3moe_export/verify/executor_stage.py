@@ -69,7 +69,7 @@ def _run_schedule(
             for seq, start in [(item.sequence, num_computed[item.sequence])]
         ]
         batch = pack_batch(news, executor.block_size)  # logits of every token, so the final norm sees every token
-        outputs = executor.execute_all(batch) if names else {"logits": executor.execute(batch)}  # type: ignore[attr-defined]
+        outputs = executor.execute_all(batch) if names else {"logits": executor.execute(batch).rows()}  # type: ignore[attr-defined]
         for item, start, end in zip(step, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
             parts[item.sequence].append({name: outputs[name][start:end] for name in ("logits", *names)})
             num_computed[item.sequence] += item.num_new
