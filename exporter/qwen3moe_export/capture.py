@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwen3moe_engine.layout import WHOLE, Part
 from qwen3moe_engine.manifest import KINDS, InputSpec, Manifest, OutputSpec
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import expert_map_name, kv_cache_name, layer_of, weight_specs
-from qwen3moe_export.program import Program, kv_heads_held
+from qwen3moe_export.layout import expert_map_name, kv_cache_name, kv_heads_held, layer_of, weight_specs
+from qwen3moe_export.program import Program
 
 TORCH_DTYPES = {
     "bf16": torch.bfloat16,

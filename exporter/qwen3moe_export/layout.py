@@ -118,6 +118,11 @@ def split_sizes(config: Qwen3MoeConfig) -> SplitSizes:
     )
 
 
+def kv_heads_held(config: Qwen3MoeConfig, part: Part) -> int:
+    """Key/value heads of a rank: a head that several ranks share is on each of them."""
+    return max(1, config.num_kv_heads // part.layout.attention_degree)
+
+
 def hidden_state_names(num_layers: int, part: Part = WHOLE) -> dict[str, str]:
     """By norm weight, the name of what it normalises: what enters each layer, and what enters the final norm."""
     names = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qwen3moe_engine.layout import WHOLE, Part
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, kv_heads_held, layer_prefix
 from qwen3moe_export.ops import all_gather, all_reduce, moe, paged_attention
 
 
@@ -68,11 +68,11 @@ class Program(nn.Module):
     def _logits(self, weights: dict[str, Tensor], x: Tensor, indices: Tensor) -> Tensor:
         # F.embedding as it becomes one Gather; indexing and index_select bring constants and reshapes along
         x = self._norm(F.embedding(indices, x), weights[FINAL_NORM])
-        logits = F.linear(x, weights[EMBEDDING if self.config.tie_word_embeddings else LM_HEAD])
-        if self.group_size > 1:
-            by_rank = all_gather(logits, self.group_size).view(self.group_size, -1, logits.shape[1])
-            logits = by_rank.transpose(0, 1).reshape(-1, self.config.vocab_size)
-        return logits.float()
+        logits = F.linear(x, weights[EMBEDDING if self.config.tie_word_embeddings else LM_HEAD]).float()
+        if self.group_size == 1:
+            return logits
+        by_rank = all_gather(logits, self.group_size).view(self.group_size, -1, logits.shape[1])
+        return by_rank.transpose(0, 1).reshape(-1, self.config.vocab_size)
 
     def _sum(self, x: Tensor, degree: int) -> Tensor:
         return all_reduce(x) if degree > 1 else x
@@ -102,11 +102,6 @@ class Program(nn.Module):
     def _mlp(self, layer: _LayerWeights, x: Tensor) -> Tensor:
         gate, up = F.linear(x, layer["mlp.gate_up_proj.weight"]).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, layer["mlp.down_proj.weight"])
-
-
-def kv_heads_held(config: Qwen3MoeConfig, part: Part) -> int:
-    """Key/value heads of a rank: a head that several ranks share is on each of them."""
-    return max(1, config.num_kv_heads // part.layout.attention_degree)
 
 
 class _LayerWeights:

@@ -15,6 +15,7 @@ import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,19 +39,28 @@ class Collective(Protocol):
         ...
 
 
-_serving = threading.local()
+@dataclass
+class _Run:
+    """A session's run on this thread: its group, and the first error of a collective."""
+
+    group: Collective | None
+    error: Exception | None = None
+
+
+_current = threading.local()
 _definitions: list[Any] = []  # the extension points to them as long as the process lives
 
 
 @contextmanager
 def serving(group: Collective | None) -> Iterator[None]:
-    """Within it, the sessions that this thread runs reduce over `group`."""
-    before = getattr(_serving, "group", None)
-    _serving.group = group
+    """For one run of a session by this thread, which reduces over `group`. Raises what a collective raised in it: the
+    extension ends the process when an exception reaches it, so the run goes on to its end, with zeros."""
+    run = _current.run = _Run(group)
     try:
         yield
     finally:
-        _serving.group = before
+        if run.error is not None:  # rather than what the session says of the zeros
+            raise run.error
 
 
 def collective_name(decl: OpDecl) -> str:
@@ -80,7 +90,13 @@ def register_collectives() -> str:
 
 def _run(number: int, inputs: tuple[NDArray[np.float32], ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """What the extension calls for a node: its operator's number, shape and values of the output come back."""
-    group: Collective = _serving.group
-    gathers = COLLECTIVES[number] is ALL_GATHER
-    out = group.all_gather(inputs[0]) if gathers else group.all_reduce(inputs[0])
+    run: _Run = _current.run
+    out = np.zeros_like(inputs[0])
+    try:
+        if run.error is None:
+            assert run.group is not None, "a graph for many ranks without a group"
+            gathers = COLLECTIVES[number] is ALL_GATHER
+            out = run.group.all_gather(inputs[0]) if gathers else run.group.all_reduce(inputs[0])
+    except Exception as error:
+        run.error = error
     return number, out.shape, out.reshape(-1)

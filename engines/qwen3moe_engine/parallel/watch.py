@@ -18,26 +18,13 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from qwen3moe_engine.parallel.board import Board, GroupEndedError, Patience, State
+from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError, Verdict
 from qwen3moe_engine.parallel.worker import Trouble
 from qwen3moe_plugins.errors import InputError
 
-EXIT_CODE = 3  # of rank 0's process where its main thread does not come back to end it in order
 _POLL_SECONDS = 0.2
+_STOPPED_SECONDS = 2.0
 _GRACE_SECONDS = 2.0  # for rank 0's main thread to raise the verdict itself
-
-
-class RankFailedError(RuntimeError):
-    """A rank died, hung or gave up, and the group has ended. Names the rank and the reason."""
-
-
-class RankInputError(InputError):
-    """Bad input that another rank found."""
-
-    def __init__(self, text: str):
-        ValueError.__init__(self, text)
-
-
-Verdict = RankFailedError | RankInputError
 
 
 class Watch:
@@ -99,7 +86,11 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        last_look = time.monotonic()
         while not self._is_closing and self._verdict is None:
+            if time.monotonic() - last_look > _STOPPED_SECONDS:
+                self._board.open()  # this process was stopped, as by Ctrl-Z, and the others may have been
+            last_look = time.monotonic()
             sentinels = [process.sentinel for process in self._processes]
             open_connections = [connection for connection in self._connections if not connection.closed]
             wait([*sentinels, *open_connections], _POLL_SECONDS)

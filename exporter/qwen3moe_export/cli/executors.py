@@ -63,6 +63,13 @@ def open_executor(options: ExecutorOptions, export: Path, manifest: Manifest, nu
 
         assert checkpoint is not None
         block_size = capacity_of(options, manifest).block_size
+        if manifest.part.layout.world_size > 1:
+            from qwen3moe_engine.parallel.executor import ParallelExecutor
+            from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
+
+            return ParallelExecutor(
+                onnxruntime_ranks(export, checkpoint.path, OnnxRuntimeConfig(num_blocks, block_size))
+            )
         return OnnxRuntimeExecutor(export, manifest, checkpoint, OnnxRuntimeConfig(num_blocks, block_size), progress)
     from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 

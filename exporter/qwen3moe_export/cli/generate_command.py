@@ -11,12 +11,15 @@ import click
 
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.manifest import Manifest, load_manifest
+from qwen3moe_engine.layout import Layout
+from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tokenizer import Tokenizer
 from qwen3moe_export.cli.executors import ExecutorOptions, capacity_of, executor_options, open_executor
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
 from qwen3moe_export.cli.progress import spinner
 from qwen3moe_export.cli.sampling_options import sampling_options
 from qwen3moe_plugins.errors import InputError
@@ -25,6 +28,7 @@ from qwen3moe_plugins.errors import InputError
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path))
 @executor_options
+@layout_options
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file with a prompt a line.")
@@ -37,6 +41,7 @@ from qwen3moe_plugins.errors import InputError
 )
 def command(
     options: ExecutorOptions,
+    layout: Layout | None,
     params: SamplingParams,
     export: Path,
     prompt: str | None,
@@ -45,7 +50,7 @@ def command(
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
-    """Continue prompts with EXPORT, run by ONNX Runtime on the CPU or by TensorRT.
+    """Continue prompts with EXPORT, run by ONNX Runtime on the CPU or by TensorRT, on as many ranks as it is for.
 
     \b
     Examples:
@@ -58,7 +63,8 @@ def command(
         raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
     if params.logprobs is not None and not as_json:
         raise click.UsageError("--logprobs goes with --json")
-    manifest = load_manifest(export)
+    manifest = load_stages(export)[0].manifest
+    require_layout(layout, manifest, export)
     manifest.require_token_ids(export)
     text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
@@ -126,6 +132,7 @@ def _build_engine(
         check_token_ids(ids, manifest.dims.vocab_size)
         scheduler.check(Request(0, tuple(ids), params))
     executor = open_executor(options, export, manifest, num_blocks)
+    click.get_current_context().call_on_close(executor.close)
     return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids, tokenizer)
 
 
