@@ -18,3 +18,7 @@ class Executor(Protocol):
     def execute(self, batch: Batch) -> Logits:
         """Starts a step, which keeps its keys and values. It has ended when its logits have been drawn or read."""
         ...
+
+    def close(self) -> None:
+        """Gives back what outlives the object: device memory, processes."""
+        ...

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3moe_engine.checkpoint import NUMPY_DTYPES, StoredTensor
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec
+from qwen3moe_engine.pieces import Piece
 from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
 from qwen3moe_engine.weights import Progress, WeightPlan, convert, num_bytes_of
 from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
@@ -45,11 +46,12 @@ def stream_weights(
     with _DoubleBuffer(stream) as buffers:
         for plan in progress(plans, "loading weights"):
             target = addresses[plan.spec.name]
-            for tensor in plan.sources:
-                for start_element in range(0, tensor.size, CHUNK_BYTES // itemsize):
-                    count = min(CHUNK_BYTES // itemsize, tensor.size - start_element)
-                    buffer = buffers.next_free(count * itemsize)
-                    _read(tensor, start_element, dtype, buffer)
+            for piece in plan.pieces:
+                rows_at_once = max(1, CHUNK_BYTES // itemsize // piece.num_columns)
+                for row in range(0, piece.num_rows, rows_at_once):
+                    part = piece.part(row, rows_at_once)
+                    buffer = buffers.next_free(part.size * itemsize)
+                    _read(part, dtype, buffer)
                     buffers.send(buffer, target)
                     target += buffer.nbytes
                     num_bytes += buffer.nbytes
@@ -57,13 +59,12 @@ def stream_weights(
     return LoadReport(num_bytes, time.perf_counter() - start)
 
 
-def _read(tensor: StoredTensor, start: int, dtype: str, out: NDArray[np.uint8]) -> None:
-    """Elements from `start` on in `dtype`, as many as fill `out`; without a copy where they are stored in it."""
-    if tensor.dtype == dtype:
-        tensor.read_part_into(start, out)
-        return
-    count = out.nbytes // NUMPY_DTYPES[dtype].itemsize
-    out[:] = convert(tensor.read_part(start, count), dtype, tensor.name).view(np.uint8)
+def _read(part: Piece, dtype: str, out: NDArray[np.uint8]) -> None:
+    """Its elements in `dtype`, which fill `out`; without a copy where they are stored in it."""
+    if part.tensor.dtype == dtype:
+        part.read_into(out)
+    else:
+        out[:] = convert(part.read(), dtype, part.tensor.name).view(np.uint8)
 
 
 class _DoubleBuffer:

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.opened_export import OpenedExport
 from qwen3moe_engine.request import Completion
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_export.cli.executors import executor_options, load_engine, open_export, weights_option
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
 from qwen3moe_export.cli.progress import spinner
 from qwen3moe_export.cli.sampling_options import sampling_options
 from qwen3moe_plugins.errors import InputError
@@ -23,6 +25,7 @@ from qwen3moe_plugins.errors import InputError
 @click.argument("export", type=click.Path(path_type=Path))
 @weights_option
 @executor_options
+@layout_options
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file with a prompt a line.")
@@ -35,6 +38,7 @@ from qwen3moe_plugins.errors import InputError
 )
 def command(
     options: EngineOptions,
+    layout: Layout | None,
     params: SamplingParams,
     export: Path,
     weights: Path | None,
@@ -44,7 +48,7 @@ def command(
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
-    """Continue prompts with EXPORT, run by ONNX Runtime on the CPU or by TensorRT.
+    """Continue prompts with EXPORT, run by ONNX Runtime on the CPU or by TensorRT, on as many ranks as it is for.
 
     \b
     Examples:
@@ -58,6 +62,7 @@ def command(
     if params.logprobs is not None and not as_json:
         raise click.UsageError("--logprobs goes with --json")
     opened = open_export(export, weights, options, tokenizer)
+    require_layout(layout, opened.manifest, export)
     token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(opened, prompt, prompts)
     engine = load_engine(opened, opened.num_blocks_for(token_ids, params))
     with spinner("generating"):
