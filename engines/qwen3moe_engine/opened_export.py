@@ -14,11 +14,11 @@ from qwen3moe_engine.chat_template import load_chat_template
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor_opening import capacity_of, open_executor
-from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.prompt import PromptEncoder
 from qwen3moe_engine.request import Request, check_params, check_token_ids
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tokenizer import FILE_NAME, Tokenizer
 from qwen3moe_engine.weights import Progress, no_progress
 
@@ -35,13 +35,14 @@ class OpenedExport:
     def __init__(self, export: Path, weights: Path | None, options: EngineOptions, tokenizer: Path | None = None):
         options.check(weights)
         self.export, self.weights, self.options = export, weights, options
-        self.manifest = load_manifest(export)
+        first = load_stages(export)[0]
+        self.manifest = first.manifest
         self.manifest.require_token_ids(export)
         folder = tokenizer if tokenizer is not None else _tokenizer_of(weights)
         self.tokenizer = Tokenizer(folder) if folder is not None else None
         template = load_chat_template(folder if folder.is_dir() else folder.parent) if folder is not None else None
         self.encoder = PromptEncoder(self.tokenizer, template)
-        self.capacity = capacity_of(options, self.manifest)
+        self.capacity = capacity_of(options, first)
 
     def num_blocks_for(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
         """A KV pool that holds as many of these requests at once as may run. Raises InputError for those that could
@@ -60,7 +61,7 @@ class OpenedExport:
     def load(self, num_blocks: int | None = None, progress: Progress = no_progress) -> Engine:
         """An engine with a KV pool of `num_blocks`; None for the options' size, or the executor's default."""
         wanted = num_blocks if num_blocks is not None else self._default_num_blocks()
-        executor = open_executor(self.options, self.export, self.manifest, self.weights, wanted, progress)
+        executor = open_executor(self.options, self.export, self.weights, wanted, progress)
         dims, scheduler = self.manifest.dims, self._make_scheduler(executor.num_blocks)
         return Engine(executor, scheduler, dims.vocab_size, self.manifest.eos_token_ids, self.tokenizer, self.encoder)
 

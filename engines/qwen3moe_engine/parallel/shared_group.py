@@ -49,7 +49,7 @@ class SharedGroup:
         self._exchange(np.ascontiguousarray(x).reshape(-1), add_up)
         return out.reshape(x.shape)
 
-    def all_gather(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def all_gather(self, x: NDArray) -> NDArray:
         out = np.empty((self.size, x.size), x.dtype)
 
         def place(start: int, parts: list[NDArray]) -> None:
