@@ -16,6 +16,7 @@ from qwen3moe_engine.batch import Batch, pad_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.phases import Phases
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
@@ -52,7 +53,8 @@ class TensorRTExecutor:
     """Runs `plan`. Raises InputError if plan, export, plugins, GPU and weights do not fit together.
 
     checkpoint: None with a `random_seed` in the configuration. group_rank: this rank's place in its group, where the
-    export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the checkpoint.
+    export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the
+    checkpoint. phases: of the start.
     """
 
     def __init__(
@@ -66,27 +68,33 @@ class TensorRTExecutor:
         plugin_folder: Path | None = None,
         group_rank: int = 0,
     ):
-        info = load_plan_info(plan)
-        self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
-        check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
+        self.phases = Phases()
+        with self.phases("loading TensorRT, checking the plan"):
+            info = load_plan_info(plan)
+            self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
+            check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
         is_random = checkpoint is None
         weights = plan_manifest(manifest, checkpoint or random_checkpoint(manifest), group_rank)
         self.num_bytes_read = 0 if is_random else sum(plan.num_bytes_read for plan in weights)
-        self._config, self._limits, self._part = config, info.limits, manifest.part
+        self._config, self._limits = config, info.limits
         self._block_table_width = num_blocks_for(info.limits.max_context, info.limits.block_size)
         self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
-        self.device = use_device(config.device)
-        self._engine = self._deserialize(plan)
-        self._stream = Stream()
-        self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
-        kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
-        self.load_report = self._load(manifest, weights, is_random, kernels, progress)
-        self._place_step(manifest, kernels)
-        self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
+        with self.phases("deserializing the plan"):
+            self.device = use_device(config.device)
+            self._engine = self._deserialize(plan)
+        with self.phases("weights"):
+            self._stream = Stream()
+            self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
+            kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
+            self.load_report = self._load(manifest, weights, is_random, kernels, progress)
+        with self.phases("memory of steps, KV pool, contexts"):
+            self._place_step(manifest, kernels)
+            self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
         # hidden states come and go by the host, so only a whole model is captured
         captured = config.cuda_graphs and manifest.part.layout.pp == 1
         buckets = decode_buckets(info.limits.max_seqs) if captured else []
-        self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
+        with self.phases("CUDA graphs"):
+            self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
 
     def _place_step(self, manifest: Manifest, kernels: KernelLibrary) -> None:
         """Memory for what a step takes and gives, and all that is left for keys and values."""
