@@ -71,10 +71,10 @@ def sum_us(kernels: KernelLibrary, num_bytes: int) -> float:
     return statistics.median(times)
 
 
-def run_rank(rank: int, path: str, connection: Connection) -> None:
+def run_rank(rank: int, path: Path, connection: Connection) -> None:
     """Answers each size with (one shot, NCCL) in microseconds."""
     torch.cuda.set_device(rank)
-    kernels, library = KernelLibrary(path), CollectiveLibrary(Path(path), find_nccl())
+    kernels, library = KernelLibrary(path), CollectiveLibrary(path, find_nccl())
     communicators = []
     for one_shot_bytes in (max(BYTES), 0):
         if rank == 0:
@@ -92,7 +92,7 @@ def run_rank(rank: int, path: str, connection: Connection) -> None:
         communicator.close()
 
 
-def start_ranks(path: str) -> list[Connection]:
+def start_ranks(path: Path) -> list[Connection]:
     context = multiprocessing.get_context("spawn")
     connections = []
     for rank in range(WORLD_SIZE):
@@ -107,7 +107,7 @@ def start_ranks(path: str) -> list[Connection]:
 
 
 def main() -> None:
-    ranks = start_ranks(sys.argv[1])
+    ranks = start_ranks(Path(sys.argv[1]).resolve())
     (version,) = {rank.recv() for rank in ranks}
     rate = copy_rate()
     print(f"AllReduce over {WORLD_SIZE} x {torch.cuda.get_device_name()}, fp16, NCCL {version}, NVLink multicast off")

@@ -19,8 +19,8 @@ namespace qwen3moe {
 
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kMaxBlocks = 128;  // all resident at once on every GPU with peers (A100: 108 SMs, two blocks each)
+constexpr int kThreads = 128;
+constexpr int kMaxBlocks = 528;  // four for each SM of an H200; any GPU with peers has them all resident at once
 constexpr int kLooksPerAbort = 1 << 12;  // a look at host memory costs 1 us over PCIe
 
 __device__ __forceinline__ float to_float(float x) { return x; }
