@@ -140,6 +140,15 @@ ALL_REDUCE = OpDecl(
     attributes=(),
 )
 
+# AddRMSNorm of AllReduce(x): what stands between the layers of a group of ranks, as one operator.
+ALL_REDUCE_ADD_RMS_NORM = OpDecl(
+    name="AllReduceAddRMSNorm",
+    version=1,
+    inputs=ADD_RMS_NORM.inputs,
+    outputs=ADD_RMS_NORM.outputs,
+    attributes=ADD_RMS_NORM.attributes,
+)
+
 # The x of every rank of the group, rank after rank: row r * N + n of `out` is row n of rank r.
 ALL_GATHER = OpDecl(
     name="AllGather",
@@ -149,7 +158,9 @@ ALL_GATHER = OpDecl(
     attributes=(AttributeDecl("world_size", "int"),),
 )
 
-OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM, ALL_REDUCE, ALL_GATHER)
+OPS: tuple[OpDecl, ...] = (
+    PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM, ALL_REDUCE, ALL_GATHER, ALL_REDUCE_ADD_RMS_NORM,
+)  # fmt: skip
 
 # What has no local function: a runtime without the operator must fail, as no function of one rank's tensors is right.
-COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER)
+COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER, ALL_REDUCE_ADD_RMS_NORM)

@@ -129,6 +129,10 @@ const OpDecl kAllGatherDecl = {
     {},
 };
 
+const OpDecl kAllReduceAddRMSNormDecl = {
+    "AllReduceAddRMSNorm", kAddRMSNormDecl.inputs, kAddRMSNormDecl.outputs, kAddRMSNormDecl.attributes, {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -138,8 +142,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    const std::vector<const OpDecl*> ops = {&kPagedAttentionDecl, &kMoEDecl,       &kRMSNormDecl,
-                                            &kAddRMSNormDecl,     &kAllReduceDecl, &kAllGatherDecl};
+    const std::vector<const OpDecl*> ops = {&kPagedAttentionDecl,     &kMoEDecl,       &kRMSNormDecl,
+                                            &kAddRMSNormDecl,         &kAllReduceDecl, &kAllGatherDecl,
+                                            &kAllReduceAddRMSNormDecl};
     write_list(out, ops, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }

@@ -85,5 +85,6 @@ extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
 extern const Op& kAllReduce;
 extern const Op& kAllGather;
+extern const Op& kAllReduceAddRMSNorm;
 
 }  // namespace qwen3moe

@@ -133,9 +133,9 @@ class CreatorV2 final : public trt8::IPluginCreator {
 extern "C" qwen3moe::trt8::IPluginCreator* const* getPluginCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        all_reduce(kAllReduce), all_gather(kAllGather);
-    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,
-                                                     &add_rms_norm,    &all_reduce, &all_gather};
+        all_reduce(kAllReduce), all_gather(kAllGather), all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt8::IPluginCreator* const creators[] = {
+        &paged_attention, &moe, &rms_norm, &add_rms_norm, &all_reduce, &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
