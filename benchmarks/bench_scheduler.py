@@ -17,6 +17,7 @@ import numpy as np
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
+from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 
@@ -36,9 +37,9 @@ class NullExecutor:
         self._logits = np.eye(1, VOCAB_SIZE, 3, dtype=np.float32).repeat(1024, axis=0)
         self.num_tokens = 0
 
-    def execute(self, batch: Batch) -> np.ndarray:
+    def execute(self, batch: Batch) -> HostLogits:
         self.num_tokens += len(batch.tokens)
-        return self._logits[: len(batch.logits_indices)]
+        return HostLogits(self._logits[: len(batch.logits_indices)])
 
 
 def make_engine(num_blocks: int, max_seqs: int) -> tuple[Engine, NullExecutor]:

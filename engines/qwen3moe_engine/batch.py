@@ -88,16 +88,16 @@ def pad_batch(batch: Batch, num_seqs: int, max_blocks: int) -> Batch:
     """The same decode step (a token and a row of logits for each sequence) with `num_seqs` sequences and a block table
     of `max_blocks` columns: the new sequences are empty, and their tokens padding."""
 
-    def padded(array: NDArray, num_rows: int, value: int = 0) -> NDArray:
-        missing = [(0, num_rows - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, missing, constant_values=value)
+    def padded(array: NDArray, *shape: int, value: int = 0) -> NDArray:
+        result = np.full(shape, value, array.dtype)  # a tenth of the time of np.pad, which every step would wait for
+        result[tuple(slice(size) for size in array.shape)] = array
+        return result
 
-    columns = ((0, 0), (0, max_blocks - batch.block_table.shape[1]))
     return Batch(
-        tokens=padded(batch.tokens, num_seqs),
+        tokens=padded(batch.tokens, num_seqs, *batch.tokens.shape[1:]),
         positions=padded(batch.positions, num_seqs),
-        block_table=padded(np.pad(batch.block_table, columns), num_seqs),
-        cu_seqlens=padded(batch.cu_seqlens, num_seqs + 1, batch.cu_seqlens[-1]),
+        block_table=padded(batch.block_table, num_seqs, max_blocks),
+        cu_seqlens=padded(batch.cu_seqlens, num_seqs + 1, value=batch.cu_seqlens[-1]),
         context_lens=padded(batch.context_lens, num_seqs),
         logits_indices=padded(batch.logits_indices, num_seqs),
     )

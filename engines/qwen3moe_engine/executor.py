@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qwen3moe_engine.batch import Batch
+from qwen3moe_engine.logits import Logits
 
 
 class Executor(Protocol):
@@ -17,6 +15,10 @@ class Executor(Protocol):
     block_size: int
     max_model_len: int
 
-    def execute(self, batch: Batch) -> NDArray[np.float32]:
-        """Runs a step and keeps its keys and values. Returns logits [N, vocab_size]."""
+    def execute(self, batch: Batch) -> Logits:
+        """Starts a step, which keeps its keys and values. It has ended when its logits have been drawn or read."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what outlives the object: device memory, processes."""
         ...

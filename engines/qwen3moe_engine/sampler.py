@@ -1,47 +1,38 @@
-"""From logits to tokens, for the whole batch, on the host.
+"""From logits to tokens, for the whole batch.
 
 Owns: nothing between steps. Each row is drawn by its own request's parameters, seed and index of token, so that it
-does not matter which rows are beside it, nor how often the request was preempted.
+does not matter which rows are beside it, nor how often the request was preempted. Rows are drawn where they lie; those
+whose logits change first, or whose log-probabilities are asked for, come to the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qwen3moe_engine.logit_adjustments import adjust_logits
+from qwen3moe_engine.logits import Draw, HostLogits, Logits
 from qwen3moe_engine.logprobs import TokenLogprobs, token_logprobs
 from qwen3moe_engine.request import Request
-from qwen3moe_engine.sampling_rule import draw, without_nan
+
+Sampled = tuple[int, TokenLogprobs | None]
 
 
-def sample_batch(logits: NDArray[np.float32], requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> list[int]:
-    """The next token of each request; its logits are the row [vocab_size] of the same index."""
-    tokens = sample_greedy(logits)[: len(requests)]  # all that most batches need, in one pass
-    for row, request in enumerate(requests):
-        params = request.params
-        if params.temperature > 0 or params.adjusts_logits:
-            adjusted = adjust_logits(logits[row], request, eos_token_ids)
-            tokens[row] = draw(adjusted, params, len(request.output_ids))
-    return tokens
+def sample_batch(logits: Logits, requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> list[Sampled]:
+    """The next token of each request, and its log-probabilities where asked for; the request's logits are the row of
+    the same index."""
+    draws = [Draw(request.params, len(request.output_ids)) for request in requests]
+    tokens = logits.draw(draws)
+    logprobs: list[TokenLogprobs | None] = [None] * len(requests)
+    on_host = [row for row, request in enumerate(requests) if _needs_logits(request)]
+    for row, values in zip(on_host, logits.rows(on_host) if on_host else (), strict=True):
+        request = requests[row]
+        if request.params.adjusts_logits:
+            adjusted = adjust_logits(values, request, eos_token_ids)
+            tokens[row] = HostLogits(adjusted[None]).draw([draws[row]])[0]
+        if request.params.logprobs is not None:  # the model's own, before any change
+            logprobs[row] = token_logprobs(values, tokens[row], request.params.logprobs)
+    return list(zip(tokens, logprobs, strict=True))
 
 
-def sample_greedy(logits: NDArray[np.float32]) -> list[int]:
-    """The most likely token of each row [N, vocab_size]; of equal logits the lower id. A NaN counts as -inf."""
-    tokens = logits.argmax(axis=-1)
-    for row in np.flatnonzero(np.isnan(logits[np.arange(len(logits)), tokens])):  # argmax finds NaN first
-        tokens[row] = without_nan(logits[row]).argmax()
-    return tokens.tolist()
-
-
-def batch_logprobs(
-    logits: NDArray[np.float32], requests: Sequence[Request], tokens: Sequence[int]
-) -> list[TokenLogprobs | None]:
-    """For the requests that ask for them, of the tokens just drawn from the model's logits."""
-    wanted = [request.params.logprobs for request in requests]
-    return [
-        None if num_best is None else token_logprobs(logits[row], tokens[row], num_best)
-        for row, num_best in enumerate(wanted)
-    ]
+def _needs_logits(request: Request) -> bool:
+    return request.params.adjusts_logits or request.params.logprobs is not None

@@ -19,7 +19,18 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
-from qwen3moe_plugins.ops import ADD_RMS_NORM, DOMAIN, MOE, PAGED_ATTENTION, RMS_NORM
+from qwen3moe_engine.parallel.python_ops import PYTHON_OP_DOMAIN, collective_name
+from qwen3moe_plugins.ops import (
+    ADD_RMS_NORM,
+    COLLECTIVES,
+    DOMAIN,
+    LINEAR,
+    LINEAR_FLOAT32,
+    MOE,
+    PAGED_ATTENTION,
+    RMS_NORM,
+    OpDecl,
+)
 
 _LOWEST = -3.0e38  # masked scores: finite, so that a fully masked row (padding) does not become NaN
 
@@ -173,6 +184,29 @@ def AddRMSNorm(x, residual, weight, eps: float):
     return op.CastLike(normed, x), residual_out
 
 
+@script(Opset(DOMAIN, LINEAR.version), default_opset=op)
+def Linear(x, weight):
+    return op.Gemm(x, weight, transB=1)
+
+
+@script(Opset(DOMAIN, LINEAR_FLOAT32.version), default_opset=op)
+def LinearFloat32(x, weight):
+    return op.Gemm(op.Cast(x, to=FLOAT.dtype), op.Cast(weight, to=FLOAT.dtype), transB=1)
+
+
+_FUNCTIONS = (PagedAttention, MoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
+
+
 def local_functions() -> list[onnx.FunctionProto]:
     """One function for each declared operator."""
-    return [function.to_function_proto() for function in (PagedAttention, MoE, RMSNorm, AddRMSNorm)]
+    return [*(function.to_function_proto() for function in _FUNCTIONS), *map(_collective, COLLECTIVES)]
+
+
+def _collective(decl: OpDecl) -> onnx.FunctionProto:
+    """No standard operator reaches another rank. The body calls one that the runtime registers under PYTHON_OP_DOMAIN,
+    so that a runtime without it refuses the graph instead of computing one rank's part of the sum."""
+    call = onnx.helper.make_node(collective_name(decl), ["x"], ["found"], domain=PYTHON_OP_DOMAIN)
+    typed = onnx.helper.make_node("CastLike", ["found", "x"], ["out"])  # the type of a foreign operator is unknown
+    opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(PYTHON_OP_DOMAIN, 1)]
+    attributes = [attribute.name for attribute in decl.attributes]
+    return onnx.helper.make_function(DOMAIN, decl.name, ["x"], ["out"], [call, typed], opsets, attributes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qwen3moe_engine.manifest import InputSpec, OutputSpec
-from qwen3moe_export.layout import hidden_state_names
 from qwen3moe_plugins.ops import DOMAIN, OPS, PAGED_ATTENTION, PLUGIN_NAMESPACE
 
 ONNX_DTYPES = {
@@ -17,6 +16,8 @@ ONNX_DTYPES = {
     "fp32": ir.DataType.FLOAT,
     "int32": ir.DataType.INT32,
 }
+
+INDEX_DTYPES = (ir.DataType.INT32, ir.DataType.INT64)
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
 
@@ -60,12 +61,12 @@ class NameInterface(_NamedPass):
 
 
 class NameHiddenStates(_NamedPass):
-    """Requires: each norm weight feeds one node. Ensures: what it normalises is named `hidden_states.N`, N the layer it
-    enters (the number of layers for the final norm, whose rows are those of `logits_indices`)."""
+    """Requires: each norm weight feeds one node. Ensures: what it normalises has the name that `names` gives by weight
+    (for the final norm, whose rows are those of `logits_indices`, too)."""
 
-    def __init__(self, num_layers: int):
+    def __init__(self, names: dict[str, str]):
         super().__init__()
-        self.names = hidden_state_names(num_layers)
+        self.names = names
 
     def edit(self, model: ir.Model) -> int:
         inputs = {value.name: value for value in model.graph.inputs}
@@ -73,7 +74,7 @@ class NameHiddenStates(_NamedPass):
             (use,) = inputs[weight].uses()
             entering = use.node.inputs[0]
             if entering is None or entering.is_graph_input():
-                continue  # embeddings given by the caller keep their input's name
+                continue  # what the caller or the stage before gives keeps its input's name
             entering.name = name
         return len(self.names)
 
@@ -121,6 +122,31 @@ class FuseNorms(_NamedPass):
 
     def _attributes(self, norm: ir.Node) -> dict[str, float]:
         return {"eps": norm.attributes["epsilon"].as_float()}
+
+
+_TIMES_TRANSPOSED = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+
+
+class FuseLinear(_NamedPass):
+    """Requires: products with a weight are Gemm, the weight transposed. Ensures: each is the operator Linear, or, where
+    it is only cast to fp32, LinearFloat32; a bias is added behind it."""
+
+    def edit(self, model: ir.Model) -> int:
+        products = [node for node in model.graph if node.op_type == "Gemm"]
+        for product in products:
+            self._replace(model.graph, product)
+        return len(products)
+
+    def _replace(self, graph: ir.Graph, product: ir.Node) -> None:
+        x, weight, *bias = product.inputs
+        if {name: attr.value for name, attr in product.attributes.items()} != _TIMES_TRANSPOSED:
+            raise PassError(f"{product} is not x @ weight^T + bias")
+        uses = tuple(product.outputs[0].uses())
+        cast = uses[0].node if len(uses) == 1 and uses[0].node.op_type == "Cast" and not bias else None
+        linear = ir.node("LinearFloat32" if cast else "Linear", [x, weight], domain=DOMAIN)
+        new = [linear] + ([ir.node("Add", [linear.outputs[0], *bias])] if bias else [])
+        removed = [product] if cast is None else [cast, product]
+        ir.convenience.replace_nodes_and_values(graph, product, removed, new, removed[0].outputs, new[-1].outputs)
 
 
 class LowerForTensorRT8(_NamedPass):
@@ -172,20 +198,21 @@ class WidenToFloat32(_NamedPass):
         widened = [value for value in values if value.dtype in narrow]
         for value in widened:
             value.dtype = ir.DataType.FLOAT
+        for node in model.graph:
+            if node.op_type == "Cast" and node.attributes["to"].as_int() in narrow:
+                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
         constants = [
             node
             for node in model.graph
             if any(attr.type == ir.AttributeType.TENSOR for attr in node.attributes.values())
         ]
-        if model.graph.initializers or constants:
+        indices = [value.dtype in INDEX_DTYPES for value in model.graph.initializers.values()]
+        if constants or not all(indices):
             raise PassError("a 16-bit constant would have to be converted: none is expected")
         return len(widened)
 
 
 def count_ops(model: ir.Model) -> dict[str, int]:
-    """How many nodes of each declared operator the graph has."""
-    counts = {decl.name: 0 for decl in OPS}
-    for node in model.graph:
-        if node.domain == DOMAIN:
-            counts[node.op_type] += 1
-    return counts
+    """How many nodes of each declared operator the graph has; none of an operator is no entry."""
+    found = [node.op_type for node in model.graph if node.domain == DOMAIN]
+    return {decl.name: found.count(decl.name) for decl in OPS if decl.name in found}

@@ -49,6 +49,10 @@ RMSNormShape = _structure(
 RMSNormTensors = _structure(
     "RMSNormTensors", [(name, c_void_p) for name in ("x", "residual", "weight", "out", "residual_out")]
 )
+LinearShape = _structure(
+    "LinearShape", [(name, c_int32) for name in ("dtype", "out_float32", "num_tokens", "in_features", "out_features")]
+)
+LinearTensors = _structure("LinearTensors", [(name, c_void_p) for name in ("x", "weight", "out")])
 FillShape = _structure(
     "FillShape", [("count", c_uint64), ("seed", c_uint64), ("dtype", c_int32), ("low", c_float), ("high", c_float)]
 )
@@ -69,6 +73,7 @@ _OPS = {
     "paged_attention": (PagedAttentionShape, PagedAttentionTensors),
     "moe": (MoEShape, MoETensors),
     "rms_norm": (RMSNormShape, RMSNormTensors),
+    "linear": (LinearShape, LinearTensors),
     "fill": (FillShape, FillTensors),
     "sample": (SampleShape, SampleTensors),
     "all_reduce": (AllReduceShape, AllReduceTensors),

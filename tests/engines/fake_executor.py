@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import num_blocks_for
+from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.sampling_rule import draw
 
@@ -29,7 +30,7 @@ class FakeExecutor:
         self.step_sizes: list[tuple[int, int]] = []
         self.on_execute: Callable[[], None] = lambda: None
 
-    def execute(self, batch: Batch) -> np.ndarray:
+    def execute(self, batch: Batch) -> HostLogits:
         """Every sequence sees the pool as the steps before left it, and its own new tokens."""
         self.step_sizes.append((len(batch.tokens), len(batch.context_lens)))
         self.on_execute()
@@ -37,7 +38,7 @@ class FakeExecutor:
         for places, digests, _ in results:
             self._pool[places] = digests
         next_tokens = np.concatenate([tokens for _, _, tokens in results])
-        return logits_for(next_tokens[batch.logits_indices])
+        return HostLogits(logits_for(next_tokens[batch.logits_indices]))
 
     def _compute(self, batch: Batch, seq_idx: int) -> tuple[tuple[np.ndarray, np.ndarray], list[int], list[int]]:
         """Where its new digests go, these, and the token that follows each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, expected_tokens
 from hypothesis import given, settings
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.sampler import sample_greedy
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import QueueFullError, Scheduler
 from qwen3moe_plugins.errors import InputError
@@ -76,10 +74,6 @@ def test_every_prompt_is_checked_before_any_runs():
     assert engine.generate([[1, 2]], SamplingParams(4))[0].token_ids == tuple(
         expected_tokens([1, 2], SamplingParams(4))
     )
-
-
-def test_greedy_takes_the_lower_id_of_equals():
-    assert sample_greedy(np.array([[0, 3, 3], [2, 1, 2]], np.float32)) == [1, 0]
 
 
 def run_to_end(engine: Engine) -> None:

@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as arrays
 
 from qwen3moe_engine import sampling_rule
 from qwen3moe_engine.logit_adjustments import adjust_logits
+from qwen3moe_engine.logits import HostLogits, greedy
 from qwen3moe_engine.logprobs import MIN_LOGPROB, token_logprobs
 from qwen3moe_engine.request import Request
-from qwen3moe_engine.sampler import batch_logprobs, sample_batch, sample_greedy
+from qwen3moe_engine.sampler import sample_batch
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.sampling_rule import draw, first_in_order, philox
 
@@ -50,6 +51,10 @@ def cleaned(logits: np.ndarray) -> np.ndarray:
 
 def request(prompt=(1,), output=(), **params) -> Request:
     return Request(0, tuple(prompt), SamplingParams(**params).seeded(), output_ids=list(output))
+
+
+def tokens_of(logits: np.ndarray, requests: list[Request], eos_token_ids=()) -> list[int]:
+    return [token for token, _ in sample_batch(HostLogits(logits), requests, eos_token_ids)]
 
 
 # the distribution
@@ -127,15 +132,15 @@ def test_only_tokens_that_may_be_drawn_are(logits, params, offset):
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_nan_is_minus_infinity(logits, params, offset):
     assert draw(logits, params, offset) == draw(cleaned(logits), params, offset)
-    assert sample_greedy(logits[None]) == [cleaned(logits).argmax()]
+    assert greedy(logits[None]) == [cleaned(logits).argmax()]
 
 
 @settings(deadline=None)
 @given(LOGITS, PARAMS, st.integers(0, 2**32))
 def test_parameters_that_leave_one_token_are_greedy(logits, params, offset):
-    greedy = sample_greedy(logits[None])[0]
+    best = greedy(logits[None])[0]
     for change in [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 0.0}, {"temperature": 1e-40}]:
-        assert draw(logits, replace(params, **change), offset) == greedy, change
+        assert draw(logits, replace(params, **change), offset) == best, change
 
 
 @settings(deadline=None)
@@ -200,11 +205,13 @@ REQUESTS = st.lists(
 def test_a_row_does_not_know_its_neighbours(requests, random):
     logits = np.random.default_rng(random.getrandbits(32)).normal(0, 2, (len(requests) + 1, 8)).astype(F32)
     before = logits.copy()
-    alone = [sample_batch(logits[row : row + 1], [one], (5,))[0] for row, one in enumerate(requests)]
+    alone = [sample_batch(HostLogits(logits[row : row + 1]), [one], (5,))[0] for row, one in enumerate(requests)]
     order = random.sample(range(len(requests)), len(requests))
-    together = sample_batch(logits[order], [requests[row] for row in order], (5,))
+    together = sample_batch(HostLogits(logits[order]), [requests[row] for row in order], (5,))
     assert together == [alone[row] for row in order]
-    assert sample_batch(logits, requests, (5,)) == alone, "a row more than requests: a step in which none samples"
+    assert sample_batch(HostLogits(logits), requests, (5,)) == alone, (
+        "a row more than requests: a step in which none samples"
+    )
     np.testing.assert_array_equal(logits, before)
 
 
@@ -213,11 +220,11 @@ def test_the_counter_is_the_index_of_the_new_token():
     logits = np.zeros((1, 1000), F32)
     for output in range(5):
         one = request(range(7), [0] * output, temperature=1.0, seed=9)
-        assert sample_batch(logits, [one], ()) == [draw(logits[0], one.params, output)]
+        assert tokens_of(logits, [one]) == [draw(logits[0], one.params, output)]
 
 
 def test_greedy_takes_the_lower_id_of_equals():
-    assert sample_greedy(np.array([[0, 3, 3], [2, math.nan, 2], [math.nan] * 3], F32)) == [1, 0, 0]
+    assert greedy(np.array([[0, 3, 3], [2, math.nan, 2], [math.nan] * 3], F32)) == [1, 0, 0]
 
 
 # adjustments
@@ -263,7 +270,7 @@ def replace_output(one: Request, output: list[int]) -> Request:
 def test_greedy_sees_the_adjustments():
     logits = np.array([[3, 2, 1], [3, 2, 1]], F32)
     requests = [request(output=(0,), frequency_penalty=1.5), request(min_new_tokens=1)]
-    assert sample_batch(logits, requests, (0,)) == [1, 1]
+    assert tokens_of(logits, requests, (0,)) == [1, 1]
 
 
 # log-probabilities
@@ -291,7 +298,7 @@ def test_logprobs_are_numbers_whatever_the_logits():
 def test_logprobs_are_of_the_models_own_logits():
     logits = np.log(np.array([[0.5, 0.3, 0.2]], F32))
     one = request(output=(0, 0), frequency_penalty=2.0, temperature=0.5, top_k=1, logprobs=1)
-    assert sample_batch(logits, [one], ()) == [1]
-    (found,) = batch_logprobs(logits, [one], [1])
+    ((token, found),) = sample_batch(HostLogits(logits), [one], ())
+    assert token == 1
     assert found.logprob == pytest.approx(math.log(0.3)) and found.best == ((0, pytest.approx(math.log(0.5))),)
-    assert batch_logprobs(logits, [request()], [1]) == [None]
+    assert sample_batch(HostLogits(logits), [request()], ()) == [(0, None)]

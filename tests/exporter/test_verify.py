@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import open_checkpoint
+from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.manifest import Manifest, Rope, load_manifest
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_engine.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ def write_changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], None
 class WrongContext(OnnxRuntimeExecutor):
     """The context of every sequence that has something in the cache is one too short."""
 
-    def execute(self, batch: Batch) -> NDArray[np.float32]:
+    def execute(self, batch: Batch) -> HostLogits:
         decoding = batch.context_lens > np.diff(batch.cu_seqlens)
         return super().execute(replace(batch, context_lens=batch.context_lens - decoding.astype(np.int32)))
 

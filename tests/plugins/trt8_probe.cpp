@@ -97,6 +97,7 @@ void probe(IPluginCreator* creator, const PluginFieldCollection& fields, const S
     print_outputs(clone, {inputs.begin(), inputs.end() - 1});
     std::vector<PluginTensorDesc> descs = descriptors(inputs, types);
     const auto num_inputs = static_cast<int32_t>(inputs.size());
+    std::printf("type %d\n", static_cast<int32_t>(clone->getOutputDataType(0, types.data(), num_inputs)));
     const size_t workspace = clone->getWorkspaceSize(descs.data(), num_inputs, nullptr, 0);
     std::printf("workspace %s\n", workspace > 0 ? "some" : "none");
     descs.push_back(descs[0]);
@@ -142,11 +143,14 @@ int main(int, char** arguments) {
     const PluginField moe[] = {{"top_k", &top_k, PluginFieldType::kINT32, 1},
                                {"norm_topk_prob", &norm, PluginFieldType::kINT32, 1}};
     probe(creators[1], {2, moe}, {{7, 256}, {7, 8}, {8, 128, 256}, {8, 256, 64}, {8}}, {half, half, half, half, index});
-    probe(creators[4], {0, nullptr}, {{7, 256}}, {half});
+    const PluginFieldCollection none = {0, nullptr};
+    probe(creators[4], none, {{7, 256}, {48, 256}}, {half, half});
+    probe(creators[5], none, {{20, 256}, {48, 256}}, {half, half});
+    probe(creators[6], none, {{7, 256}}, {half});
     const int32_t world_size = 3;
     const PluginField gather[] = {{"world_size", &world_size, PluginFieldType::kINT32, 1}};
-    probe(creators[5], {1, gather}, {{7, 256}}, {half});
-    enqueue_alone(creators[4], {0, nullptr});
-    enqueue_alone(creators[5], {1, gather});
+    probe(creators[7], {1, gather}, {{7, 256}}, {half});
+    enqueue_alone(creators[6], none);
+    enqueue_alone(creators[7], {1, gather});
     return creators[1]->createPlugin("node", nullptr) == nullptr ? 0 : 1;
 }

@@ -6,52 +6,46 @@ know TensorRT.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 from numpy.typing import NDArray
 
-from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import num_blocks_for
-from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec, Manifest
-from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream, free_memory
+from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Stream, free_memory
 from qwen3moe_engine.tensorrt.plan import Limits
-from qwen3moe_engine.weights import cos_sin_cache, expert_map, num_bytes_of
+from qwen3moe_engine.tensorrt.step_inputs import StepInputs
+from qwen3moe_engine.weights import cos_sin_cache, num_bytes_of, rank_constants
 from qwen3moe_plugins.errors import InputError
-
-_ALIGNMENT = 256  # bytes, of each input in the staging buffer
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """A batch input's part of the staging buffer, in bytes."""
-
-    offset: int
-    capacity: int
 
 
 class Bindings:
-    """`addresses` of all bindings by name; `shapes` of those inputs whose shape no step changes."""
+    """`addresses` by name, those of a step's inputs excepted; `shapes` of the inputs whose shape no step changes."""
 
-    def __init__(self, manifest: Manifest, limits: Limits, max_logits: int, stream: Stream):
+    def __init__(self, manifest: Manifest, limits: Limits, stream: Stream, group_rank: int = 0):
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.memory = DeviceMemory()
-        self._manifest, self._limits, self._stream = manifest, limits, stream
+        self._manifest, self._limits, self._stream, self._group_rank = manifest, limits, stream, group_rank
         for spec in manifest.of_kind("weight"):
             self._place(spec)
-        self._place_expert_maps_and_rope()
-        self._staging = self._place_batch(max_logits)
-        self._host_inputs = PinnedBuffer(sum(_align(staged.capacity) for staged in self._staging.values()))
-        row_bytes = manifest.dims.vocab_size * NUMPY_DTYPES["fp32"].itemsize
-        self.addresses["logits"] = self.memory.allocate(max_logits * row_bytes, "logits")
-        self._host_logits = PinnedBuffer(max_logits * row_bytes)
+        self._place_constants()
 
     def close(self) -> None:
-        self._host_inputs.close()
-        self._host_logits.close()
         self.memory.close()
+
+    def make_step_inputs(self, max_tokens: int, max_logits: int) -> StepInputs:
+        """For steps of so many tokens and rows of logits at most."""
+        limits = self._limits
+        largest = {
+            "num_tokens": max_tokens,
+            "num_seqs": limits.max_seqs,
+            "num_seqs_plus_1": limits.max_seqs + 1,
+            "max_blocks": num_blocks_for(limits.max_context, limits.block_size),
+            "num_logits": max_logits,
+        }
+        specs = [self._sized(spec, **largest) for spec in self._manifest.of_kind("batch")]
+        return StepInputs(specs, self.memory, self._stream)
 
     def place_kv_pool(self, num_blocks: int | None, reserve_bytes: float) -> int:
         """Allocates `num_blocks` for each layer, by default as many as leave `reserve_bytes` free; returns how many."""
@@ -72,29 +66,14 @@ class Bindings:
         self.addresses |= {output: self.addresses[cache] for output, cache in aliases.items()}
         return num_blocks
 
-    def send(self, batch: Batch) -> None:
-        """Enqueues the copy of a step's inputs. The previous step must have ended: it read the same staging buffer."""
-        for name, array in batch.inputs().items():
-            staged = self._staging[name]
-            assert array.nbytes <= staged.capacity, (name, array.shape)
-            flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._host_inputs.bytes[staged.offset : staged.offset + array.nbytes] = flat
-            self._stream.to_device(self.addresses[name], self._host_inputs.address + staged.offset, array.nbytes)
-
-    def fetch_logits(self, num_rows: int) -> NDArray[np.float32]:
-        """The first rows of the logits, [num_rows, vocab_size], once the stream has come so far."""
-        vocab_size = self._manifest.dims.vocab_size
-        num_bytes = num_rows * vocab_size * NUMPY_DTYPES["fp32"].itemsize
-        self._stream.to_host(self._host_logits.address, self.addresses["logits"], num_bytes)
-        self._stream.synchronize()
-        return self._host_logits.bytes[:num_bytes].view(np.float32).reshape(num_rows, vocab_size).copy()
-
     def _place(self, spec: InputSpec) -> None:
         self.addresses[spec.name] = self.memory.allocate(num_bytes_of(spec), spec.name)
         self.shapes[spec.name] = spec.static_shape
 
-    def _place_expert_maps_and_rope(self) -> None:
-        arrays: dict[InputSpec, NDArray] = {spec: expert_map(spec) for spec in self._manifest.of_kind("expert_map")}
+    def _place_constants(self) -> None:
+        specs = {spec.name: spec for spec in self._manifest.inputs}
+        constants = rank_constants(self._manifest, self._group_rank)
+        arrays: dict[InputSpec, NDArray] = {specs[name]: array for name, array in constants.items()}
         arrays |= {
             self._sized(spec, num_positions=self._limits.max_context): cos_sin_cache(
                 self._manifest.rope, self._limits.max_context
@@ -106,28 +85,7 @@ class Bindings:
             self._stream.to_device(self.addresses[spec.name], array.ctypes.data, array.nbytes)
         self._stream.synchronize()
 
-    def _place_batch(self, max_logits: int) -> dict[str, _Staged]:
-        limits = self._limits
-        largest = {
-            "num_tokens": limits.max_tokens,
-            "num_seqs": limits.max_seqs,
-            "num_seqs_plus_1": limits.max_seqs + 1,
-            "max_blocks": num_blocks_for(limits.max_context, limits.block_size),
-            "num_logits": max_logits,
-        }
-        staging, offset = {}, 0
-        for spec in self._manifest.of_kind("batch"):
-            num_bytes = num_bytes_of(self._sized(spec, **largest))
-            self.addresses[spec.name] = self.memory.allocate(num_bytes, spec.name)
-            staging[spec.name] = _Staged(offset, num_bytes)
-            offset += _align(num_bytes)
-        return staging
-
     def _sized(self, spec: InputSpec, **sizes: int) -> InputSpec:
         """`spec` with its dynamic dimensions given sizes."""
         sizes = {"block_size": self._limits.block_size} | sizes
         return replace(spec, shape=tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape))
-
-
-def _align(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

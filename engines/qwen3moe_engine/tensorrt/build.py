@@ -124,7 +124,8 @@ def _count_plugins(network: Any, manifest: Manifest, tensorrt: LoadedTensorRT) -
     """The parser inlines an operator whose plugin it does not find, without a word: so they are counted."""
     kind = getattr(tensorrt.trt.LayerType, tensorrt.flavour.plugin_layer)
     found = sum(network.get_layer(index).type == kind for index in range(network.num_layers))
-    expected = sum(manifest.op_counts.values())
+    graph = manifest.graphs[manifest.graph_of(manifest.dtype, tensorrt.flavour.max_opset)]
+    expected = sum(graph.op_counts.values())
     if found != expected:
         raise BuildError(f"{found} plugin layers in the network, {expected} operators in the manifest")
     return found
@@ -139,6 +140,7 @@ def _configure(
     if not tensorrt.flavour.strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_tactic_sources(0)  # its cuBLAS and cuDNN tactics need libraries that nothing else here does
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)  # as 10 does: many contexts a profile
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

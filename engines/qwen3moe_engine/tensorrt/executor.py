@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qwen3moe_engine.batch import Batch, pad_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, current_device
+from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.loading import LoadReport, random_weights, stream_weights
 from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
@@ -40,7 +38,7 @@ class TensorRTConfig:
     num_blocks: int | None = None
     memory_fraction: float = 0.9
     max_logits: int | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     random_seed: int | None = None
 
 
@@ -65,37 +63,59 @@ class TensorRTExecutor:
         check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
         weights = plan_manifest(manifest, checkpoint) if checkpoint is not None else None
         self._config, self._limits = config, info.limits
+        self._block_table_width = num_blocks_for(info.limits.max_context, info.limits.block_size)
         self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
         self.device = current_device()
         self._engine = self._deserialize(plan)
         self._stream = Stream()
-        self._bindings = Bindings(manifest, info.limits, config.max_logits or info.limits.max_seqs, self._stream)
+        self._bindings = Bindings(manifest, info.limits, self._stream)
         kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
         self.load_report = self._load(manifest, weights, kernels, progress)
+        max_logits, memory = config.max_logits or info.limits.max_seqs, self._bindings.memory
+        self._logits = DeviceLogits(max_logits, manifest.dims.vocab_size, kernels, memory, self._stream)
+        max_tokens = {DECODE: info.limits.max_seqs, ANY_STEP: info.limits.max_tokens}
+        self._inputs = {
+            profile: self._bindings.make_step_inputs(max_tokens[profile], min(max_tokens[profile], max_logits))
+            for profile in (DECODE, ANY_STEP)
+        }
         self._scratch_bytes = self._tensorrt.scratch_bytes(self._engine)
-        self._scratch = self._bindings.memory.allocate(self._scratch_bytes, "activations")
+        self._scratch = memory.allocate(self._scratch_bytes, "activations")
         reserve_bytes = (1.0 - config.memory_fraction) * self.device.total_memory
         self.num_blocks = self._bindings.place_kv_pool(config.num_blocks, reserve_bytes)
         self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
-        self._graphs: dict[int, Graph] = {}
+        buckets = decode_buckets(info.limits.max_seqs) if config.cuda_graphs else []
+        self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
 
-    def execute(self, batch: Batch) -> NDArray[np.float32]:
+    def execute(self, batch: Batch) -> StepLogits:
         num_rows = len(batch.logits_indices)
         is_decode = len(batch.tokens) == len(batch.context_lens) == num_rows
-        if self._config.cuda_graphs and is_decode and num_rows <= self._limits.max_seqs:
+        profile = self._profile_for(batch)
+        if self._decode_steps and is_decode and profile == DECODE:
             self._replay(batch)
         else:
-            self._bindings.send(batch)
-            profile = DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
+            self._inputs[profile].send(batch)
             self._enqueue(self._contexts[profile], batch)
-        return self._bindings.fetch_logits(num_rows)
+        return self._logits.of_step(num_rows)
+
+    def profile(self, batch: Batch) -> list[tuple[str, float]]:
+        """Runs a step, without a CUDA graph, as TensorRT times it: name of each layer, milliseconds."""
+        profile = self._profile_for(batch)
+        context, profiler = self._make_context(profile), self._tensorrt.new_profiler()
+        context.profiler = profiler  # which 8.6 does not take off again
+        self._inputs[profile].send(batch)
+        self._enqueue(context, batch)
+        self._stream.synchronize()
+        return profiler.layers
 
     def close(self) -> None:
         self._stream.synchronize()
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        for step in self._decode_steps.values():
+            step.graph.close()
+        self._decode_steps.clear()
         self._contexts.clear()
+        for inputs in self._inputs.values():
+            inputs.close()
+        self._logits.close()
         self._bindings.close()
         self._stream.close()
 
@@ -132,9 +152,10 @@ class TensorRTExecutor:
         context = self._tensorrt.new_context(self._engine, self._scratch, self._scratch_bytes)
         if not context.set_optimization_profile_async(profile, self._stream.handle):
             raise RuntimeError(f"TensorRT refused profile {profile}; its messages stand above")
+        addresses = self._bindings.addresses | self._inputs[profile].addresses | {"logits": self._logits.address}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
-            assert context.set_tensor_address(name, self._bindings.addresses[name]), name
+            assert context.set_tensor_address(name, addresses[name]), name
         for name, shape in self._bindings.shapes.items():
             assert context.set_input_shape(name, shape), (name, shape)
         return context
@@ -146,19 +167,35 @@ class TensorRTExecutor:
         if not context.execute_async_v3(self._stream.handle):
             raise RuntimeError(f"TensorRT could not run a step of {len(batch.tokens)} tokens; its messages stand above")
 
+    def _profile_for(self, batch: Batch) -> int:
+        return DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
+
     def _replay(self, batch: Batch) -> None:
-        """Runs a decode step as the CUDA graph of its bucket; the first of a bucket runs as it is and is captured."""
-        bucket = decode_bucket(len(batch.tokens), self._limits.max_seqs)
-        padded = pad_batch(batch, bucket, num_blocks_for(self._limits.max_context, self.block_size))
-        self._bindings.send(padded)
-        if bucket in self._graphs:
-            self._graphs[bucket].launch()
-            return
-        context = self._contexts[DECODE]  # TensorRT 8.6 lets a profile have one context only
-        self._enqueue(context, padded)
-        self._graphs[bucket] = self._stream.capture(lambda: self._enqueue(context, padded))
+        """Runs a decode step as the CUDA graph of its bucket."""
+        bucket = next(bucket for bucket in self._decode_steps if bucket >= len(batch.tokens))
+        self._inputs[DECODE].send(pad_batch(batch, bucket, self._block_table_width))
+        self._decode_steps[bucket].graph.launch()
+
+    def _capture(self, bucket: int) -> _DecodeStep:
+        """The decode step of `bucket` sequences, all of them empty: run once, as some kernels want, and captured."""
+        batch = self._inputs[DECODE].empty_decode_step(bucket, self._block_table_width)
+        context = self._make_context(DECODE)  # of its own: a graph is good until its context sees another shape
+        self._inputs[DECODE].send(batch)
+        self._enqueue(context, batch)
+        graph = self._stream.capture(lambda: self._enqueue(context, batch))
+        self._stream.synchronize()
+        return _DecodeStep(context, graph)
 
 
-def decode_bucket(num_seqs: int, max_seqs: int) -> int:
-    """The number of sequences a decode step is padded to: powers of two, so that few graphs serve every batch."""
-    return min(1 << (num_seqs - 1).bit_length(), max_seqs)
+@dataclass(frozen=True)
+class _DecodeStep:
+    """The CUDA graph of a decode step, and the context it was captured from."""
+
+    context: Any
+    graph: Graph
+
+
+def decode_buckets(max_seqs: int) -> list[int]:
+    """The numbers of sequences that decode steps are padded to, ascending: max_seqs and the powers of two below it, so
+    that few graphs serve every batch."""
+    return [1 << bit for bit in range((max_seqs - 1).bit_length())] + [max_seqs]

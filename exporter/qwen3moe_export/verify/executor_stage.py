@@ -5,6 +5,7 @@ Owns: the block tables of the schedule. Must not know which executor it drives, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -43,9 +44,9 @@ def executor_stage(
     what enters each layer and the final norm among its `execute_all`'s outputs; none if it cannot show them."""
 
     def run(inputs: Inputs) -> StageOutputs:
-        executor = open_executor(num_blocks_needed(inputs))
-        logits, states = _run_schedule(executor, inputs, hidden_states)
-        return StageOutputs(logits, states, _generate(executor, inputs, vocab_size))
+        with contextlib.closing(open_executor(num_blocks_needed(inputs))) as executor:
+            logits, states = _run_schedule(executor, inputs, hidden_states)
+            return StageOutputs(logits, states, _generate(executor, inputs, vocab_size))
 
     return Stage(description, run)
 
@@ -69,7 +70,7 @@ def _run_schedule(
             for seq, start in [(item.sequence, num_computed[item.sequence])]
         ]
         batch = pack_batch(news, executor.block_size)  # logits of every token, so the final norm sees every token
-        outputs = executor.execute_all(batch) if names else {"logits": executor.execute(batch)}  # type: ignore[attr-defined]
+        outputs = executor.execute_all(batch) if names else {"logits": executor.execute(batch).rows()}  # type: ignore[attr-defined]
         for item, start, end in zip(step, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
             parts[item.sequence].append({name: outputs[name][start:end] for name in ("logits", *names)})
             num_computed[item.sequence] += item.num_new

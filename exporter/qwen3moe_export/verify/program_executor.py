@@ -14,6 +14,7 @@ from torch.fx import Interpreter, Node
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import Checkpoint
+from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.weights import plan_weights
 from qwen3moe_export.capture import TORCH_DTYPES, Captured, capture
 from qwen3moe_export.config import Qwen3MoeConfig
@@ -45,8 +46,11 @@ class ProgramExecutor:
                 shape = (num_blocks, 2, config.num_kv_heads, block_size, config.head_dim)
                 self._values[spec.name] = torch.zeros(shape, dtype=TORCH_DTYPES[dtype])
 
-    def execute(self, batch: Batch) -> NDArray[np.float32]:
-        return self.execute_all(batch)["logits"]
+    def execute(self, batch: Batch) -> HostLogits:
+        return HostLogits(self.execute_all(batch)["logits"])
+
+    def close(self) -> None:
+        """Nothing outlives the object."""
 
     @torch.no_grad()
     def execute_all(self, batch: Batch) -> dict[str, NDArray[np.float32]]:

@@ -50,7 +50,7 @@ class AllGather final : public Collective {
     void run(const Attributes& attributes, const std::vector<TensorInfo>& inputs,
              const Buffers& buffers) const override {
         const Sizes n = sizes_of(attributes, inputs);
-        const qwen3moe_all_gather_shape shape = {int64_t{n["N"]} * n["C"], kernel_dtype(inputs[0].dtype),
+        const qwen3moe_all_gather_shape shape = {int64_t{n["M"]} * n["C"], kernel_dtype(inputs[0].dtype),
                                                  attributes.integer("world_size")};
         const qwen3moe_all_gather_tensors tensors = {buffers.inputs[0], buffers.outputs[0]};
         expect_success(qwen3moe_all_gather(&shape, &tensors, buffers.workspace, 0, buffers.stream));

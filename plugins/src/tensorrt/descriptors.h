@@ -60,6 +60,12 @@ bool takes(const OpDecl& decl, int32_t position, const Desc& desc, ElementType a
     return desc.format == decltype(desc.format)::kLINEAR && takes(tensor, element_type(desc.type), activation);
 }
 
+// The type of output `index`, given input 0's: an activation or fp32.
+template <typename DataType>
+DataType output_type(const OpDecl& decl, int32_t index, DataType activation) {
+    return decl.outputs[index].dtype == DeclaredType::kFloat32 ? DataType::kFLOAT : activation;
+}
+
 // The extent of the inputs' dimension `symbol`; null if they have none of the name.
 template <typename DimsExprs>
 auto input_extent(const OpDecl& decl, std::string_view symbol, const DimsExprs* inputs) {

@@ -83,6 +83,8 @@ extern const Op& kPagedAttention;
 extern const Op& kMoE;
 extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
+extern const Op& kLinear;
+extern const Op& kLinearFloat32;
 extern const Op& kAllReduce;
 extern const Op& kAllGather;
 extern const Op& kAllReduceAddRMSNorm;

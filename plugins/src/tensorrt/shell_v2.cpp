@@ -32,8 +32,9 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
         return static_cast<int32_t>(decl().outputs.size() - decl().aliases.size());
     }
 
-    trt8::DataType getOutputDataType(int32_t, const trt8::DataType* input_types, int32_t) const noexcept override {
-        return input_types[0];  // every output is an activation
+    trt8::DataType getOutputDataType(int32_t output, const trt8::DataType* input_types,
+                                     int32_t) const noexcept override {
+        return output_type(decl(), output, input_types[0]);
     }
 
     trt8::DimsExprs getOutputDimensions(int32_t output, const trt8::DimsExprs* inputs, int32_t num_inputs,
@@ -133,9 +134,11 @@ class CreatorV2 final : public trt8::IPluginCreator {
 extern "C" qwen3moe::trt8::IPluginCreator* const* getPluginCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        all_reduce(kAllReduce), all_gather(kAllGather), all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
-    static trt8::IPluginCreator* const creators[] = {
-        &paged_attention, &moe, &rms_norm, &add_rms_norm, &all_reduce, &all_gather, &all_reduce_add_rms_norm};
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather),
+        all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,
+                                                     &add_rms_norm,    &linear,     &linear_float32,
+                                                     &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

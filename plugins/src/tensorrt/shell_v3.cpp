@@ -53,7 +53,7 @@ class PluginV3 final : public trt::IPluginV3,
                                int32_t num_inputs) const noexcept override {
         return guarded(name(), "getOutputDataTypes", kFailed, [&] {
             QWEN3MOE_EXPECT(num_inputs, ==, decl().num_inputs(), "number of inputs");
-            std::fill_n(output_types, num_outputs, input_types[0]);  // every output is an activation
+            for (int32_t i = 0; i < num_outputs; ++i) output_types[i] = output_type(decl(), i, input_types[0]);
             return kOk;
         });
     }
@@ -172,9 +172,11 @@ class CreatorV3 final : public trt::IPluginCreatorV3One {
 extern "C" qwen3moe::trt::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        all_reduce(kAllReduce), all_gather(kAllGather), all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
-    static trt::IPluginCreatorInterface* const creators[] = {
-        &paged_attention, &moe, &rms_norm, &add_rms_norm, &all_reduce, &all_gather, &all_reduce_add_rms_norm};
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather),
+        all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe,        &rms_norm,
+                                                             &add_rms_norm,    &linear,     &linear_float32,
+                                                             &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
