@@ -189,4 +189,4 @@ OPS: tuple[OpDecl, ...] = (
 )
 
 # What has no local function: a runtime without the operator must fail, as no function of one rank's tensors is right.
-COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER, ALL_REDUCE_ADD_RMS_NORM)
+COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER)
