@@ -79,6 +79,7 @@ _OPS = {
     "fill": (FillShape, FillTensors),
     "sample": (SampleShape, SampleTensors),
     "all_reduce": (AllReduceShape, AllReduceTensors),
+    "all_reduce_add_rms_norm": (RMSNormShape, RMSNormTensors),
     "all_gather": (AllGatherShape, AllGatherTensors),
 }
 

@@ -25,7 +25,7 @@ typedef enum {
     QWEN3MOE_INVALID_ARGUMENT = 1, /* a shape, dtype or pointer the operator does not take */
     QWEN3MOE_WORKSPACE_TOO_SMALL = 2,
     QWEN3MOE_CUDA_ERROR = 3,
-    QWEN3MOE_MISSING_LIBRARY = 4,  /* cuBLASLt was needed and is not there */
+    QWEN3MOE_MISSING_LIBRARY = 4,   /* cuBLASLt was needed and is not there */
     QWEN3MOE_COMMUNICATOR_ERROR = 5 /* no communicator, or a peer or NCCL failed (collective.h) */
 } qwen3moe_status;
 
