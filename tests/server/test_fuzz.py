@@ -18,7 +18,7 @@ import httpx
 from server_process import run_server
 
 KEY = "secret"
-MAX_EXAMPLES, MAX_SECONDS = 30, 20  # of each operation, beside those at the borders; of each answer
+MAX_EXAMPLES, MAX_SECONDS = 15, 20  # of each operation, beside those at the borders; of each answer
 # answers of at most 64 tokens, 16 at once, so that what is asked for takes milliseconds
 NARROW = ("--kv-tokens", "64", "--max-concurrency", "16")
 
