@@ -1,4 +1,5 @@
-"""The logits that engine_step.py wrote, against plain torch with the same pseudo-random weights, layer by layer.
+"""The logits that engine_logits.py wrote, against plain torch with the same pseudo-random weights, layer by layer; and
+how evenly such weights route, since that decides how many experts a step reads.
 
 python benchmarks/engine_reference.py EXPORT CONFIG logits.npz --kernels libqwen3moe_kernels.so
 """
@@ -18,11 +19,12 @@ from qwen3moe_engine.weights import WeightPlan
 from qwen3moe_export.config import Qwen3MoeConfig, load_config
 from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from qwen3moe_export.load import unpack
-from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm
+from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm, route
 from qwen3moe_export.rope import cos_sin_table
 from qwen3moe_plugins.kernels import FP16, FillShape, FillTensors, KernelLibrary
 
 SEED = 7
+BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
 
 def make(spec: InputSpec, kernels: KernelLibrary) -> Tensor:
@@ -40,6 +42,7 @@ def run_layer(
     kernels: KernelLibrary,
     x: Tensor,
     dtype: torch.dtype,
+    touched: dict[int, list[float]],
 ) -> Tensor:
     with torch.device("meta"):
         layer = DecoderLayer(config, layer_idx)
@@ -48,20 +51,41 @@ def run_layer(
         name: value for spec in specs for name, value in unpack(WeightPlan(spec, ()), make(spec, kernels)).items()
     }
     layer.load_state_dict({name.removeprefix(prefix): value.to(dtype) for name, value in values.items()}, assign=True)
+    if dtype == torch.float16:
+        layer.mlp.gate.register_forward_hook(lambda gate, inputs, logits: count_experts(config, logits, touched))
     cos_sin = cos_sin_table(config, torch.arange(len(x))).cuda()
     with torch.device("cuda"):
         return layer(x, cos_sin, KVCache(config, dtype))
 
 
+def count_experts(config: Qwen3MoeConfig, router_logits: Tensor, touched: dict[int, list[float]]) -> None:
+    """Adds to `touched`, by batch size, how many experts that many tokens of the sequence choose on average."""
+    _, chosen = route(router_logits, config.top_k, norm_topk_prob=False)
+    for batch_size in BATCH_SIZES:
+        groups = chosen[: len(chosen) // batch_size * batch_size].reshape(-1, batch_size * config.top_k)
+        touched[batch_size].append(float(np.mean([len(group.unique()) for group in groups])))
+
+
 def reference_logits(
-    export: Path, config: Qwen3MoeConfig, kernels: KernelLibrary, tokens: Tensor, dtype: torch.dtype
+    export: Path,
+    config: Qwen3MoeConfig,
+    kernels: KernelLibrary,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    touched: dict[int, list[float]],
 ) -> Tensor:
     specs = {spec.name: spec for spec in load_manifest(export).of_kind("weight")}
     x = make(specs[EMBEDDING], kernels)[tokens.long()].to(dtype)
     for layer_idx in range(config.num_layers):
         prefix = layer_prefix(layer_idx)
         x = run_layer(
-            config, layer_idx, [spec for name, spec in specs.items() if name.startswith(prefix)], kernels, x, dtype
+            config,
+            layer_idx,
+            [spec for name, spec in specs.items() if name.startswith(prefix)],
+            kernels,
+            x,
+            dtype,
+            touched,
         )
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps).cuda().to(dtype)
     norm.weight.data = make(specs[FINAL_NORM], kernels).to(dtype)
@@ -91,14 +115,20 @@ def main(export: Path, config_path: Path, logits: Path, kernels_path: Path) -> N
     saved = np.load(logits)
     tokens, engine = torch.from_numpy(saved["tokens"]).cuda(), torch.from_numpy(saved["logits"]).cuda()
     rows = slice(-len(engine), None)  # the prompt's last position and every one behind it
+    touched: dict[int, list[float]] = {batch_size: [] for batch_size in BATCH_SIZES}
     narrow, truth = (
-        reference_logits(export, config, kernels, tokens, dtype)[rows] for dtype in (torch.float16, torch.float32)
+        reference_logits(export, config, kernels, tokens, dtype, touched)[rows]
+        for dtype in (torch.float16, torch.float32)
     )
     print(f"logits of {len(truth)} positions, std {truth.std():.3f}")
     print("| | cosine, min | relative L2 | KL, mean | KL, max | top-1 |\n|---|---|---|---|---|---|")
     print(describe("engine against torch fp32", engine, truth))
     print(describe("torch fp16 against torch fp32", narrow, truth))
     print(describe("engine against torch fp16", engine, narrow))
+    print("\n| tokens | experts they touch, mean of layers | least | uniform |\n|---|---|---|---|")
+    for batch_size, counts in touched.items():
+        uniform = config.num_experts * (1 - (1 - config.top_k / config.num_experts) ** batch_size)
+        print(f"| {batch_size} | {np.mean(counts):.1f} | {min(counts):.1f} | {uniform:.1f} |")
 
 
 if __name__ == "__main__":

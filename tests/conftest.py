@@ -21,6 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--export", type=Path, help="an fp16 export of the trained model, for a machine without torch")
+
+
 def is_gpu_lane(config: pytest.Config) -> bool:
     """Whether the -m expression asks for GPU tests."""
     return re.search(r"(?<!not )\b(multi_)?gpu\b", config.option.markexpr) is not None

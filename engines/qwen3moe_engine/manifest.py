@@ -49,11 +49,13 @@ class Rope:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph file beside the manifest: sha256 of its bytes, the dtype of activations and weights, its ONNX opset."""
+    """A graph file beside the manifest: sha256 of its bytes, the dtype of activations and weights, its ONNX opset, and
+    how many nodes of each custom operator it has."""
 
     sha256: str
     dtype: str
     opset: int
+    op_counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,6 @@ class Manifest:
     takes_embeddings: bool
     dims: Dims
     rope: Rope
-    op_counts: dict[str, int]
     graphs: dict[str, Graph]
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
@@ -156,6 +157,11 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     config_sha256: str
     versions: dict[str, str]
+
+    @property
+    def op_counts(self) -> dict[str, int]:
+        """Of the graph itself, which is the first; its other forms may have more operators."""
+        return next(iter(self.graphs.values())).op_counts
 
     def of_kind(self, kind: str) -> list[InputSpec]:
         assert kind in KINDS, kind

@@ -22,7 +22,7 @@ from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.layout import hidden_state_names, split_sizes, unused_sources
 from qwen3moe_export.onnx_graph import to_onnx
-from qwen3moe_export.onnx_passes import LowerForTensorRT8, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_passes import FuseLinear, LowerForTensorRT8, MarkPlugins, WidenToFloat32, count_ops
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
 
@@ -60,9 +60,8 @@ def export_onnx(
             _write(config, options, part, eos_token_ids, folder) for part, folder in zip(parts, made, strict=True)
         ]
         if len(parts) > 1:
-            (target / FILE_NAME).unlink(
-                missing_ok=True
-            )  # of an export without stages, which would be taken for this one
+            # of an export without stages, which would be taken for this one
+            (target / FILE_NAME).unlink(missing_ok=True)
         for part, folder, manifest in zip(parts, made, manifests, strict=True):
             _move(folder, manifest, target if len(parts) == 1 else stage_folder(target, part.stage))
     return manifests[0]
@@ -74,13 +73,13 @@ def _write(
     """Everything of one stage, into a new folder."""
     captured = capture(config, options.dtype, options.takes_embeddings, part)
     model = to_onnx(captured, config, part)
-    op_counts, graphs = count_ops(model), {}
+    graphs = {}
     folder.mkdir()
     for form in _forms(model, options.dtype):
         ir.save(form.model, folder / form.file)
         opset = form.model.graph.opset_imports[""]
-        graphs[form.file] = Graph(file_sha256(folder / form.file), form.dtype, opset)
-    manifest = _manifest(config, options, part, captured.interface, op_counts, graphs, eos_token_ids)
+        graphs[form.file] = Graph(file_sha256(folder / form.file), form.dtype, opset, count_ops(form.model))
+    manifest = _manifest(config, options, part, captured.interface, graphs, eos_token_ids)
     (folder / FILE_NAME).write_text(to_json(manifest))
     return manifest
 
@@ -107,7 +106,8 @@ def _forms(model: ir.Model, dtype: str) -> list[_Form]:
     if dtype != "fp32":
         forms.append(_Form(WIDENED_NAME, "fp32", WidenToFloat32()(_copy(model)).model))
     if dtype == "fp16":
-        forms.append(_Form(TENSORRT8_NAME, dtype, LowerForTensorRT8()(_copy(model)).model))
+        lower = ir.passes.Sequential(FuseLinear(), MarkPlugins(), LowerForTensorRT8())
+        forms.append(_Form(TENSORRT8_NAME, dtype, lower(_copy(model)).model))
     return forms
 
 
@@ -145,7 +145,6 @@ def _manifest(
     options: ExportOptions,
     part: Part,
     interface: Interface,
-    op_counts: dict[str, int],
     graphs: dict[str, Graph],
     eos_token_ids: tuple[int, ...],
 ) -> Manifest:
@@ -158,7 +157,6 @@ def _manifest(
         takes_embeddings=options.takes_embeddings,
         dims=Dims(**fields),
         rope=Rope(tuple(inv_freq.tolist()), attention_factor),
-        op_counts=op_counts,
         graphs=graphs,
         inputs=interface.inputs,
         outputs=interface.outputs,

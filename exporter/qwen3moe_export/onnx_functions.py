@@ -20,7 +20,17 @@ from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
 from qwen3moe_engine.parallel.python_ops import PYTHON_OP_DOMAIN, collective_name
-from qwen3moe_plugins.ops import ADD_RMS_NORM, COLLECTIVES, DOMAIN, MOE, PAGED_ATTENTION, RMS_NORM, OpDecl
+from qwen3moe_plugins.ops import (
+    ADD_RMS_NORM,
+    COLLECTIVES,
+    DOMAIN,
+    LINEAR,
+    LINEAR_FLOAT32,
+    MOE,
+    PAGED_ATTENTION,
+    RMS_NORM,
+    OpDecl,
+)
 
 _LOWEST = -3.0e38  # masked scores: finite, so that a fully masked row (padding) does not become NaN
 
@@ -174,10 +184,22 @@ def AddRMSNorm(x, residual, weight, eps: float):
     return op.CastLike(normed, x), residual_out
 
 
+@script(Opset(DOMAIN, LINEAR.version), default_opset=op)
+def Linear(x, weight):
+    return op.Gemm(x, weight, transB=1)
+
+
+@script(Opset(DOMAIN, LINEAR_FLOAT32.version), default_opset=op)
+def LinearFloat32(x, weight):
+    return op.Gemm(op.Cast(x, to=FLOAT.dtype), op.Cast(weight, to=FLOAT.dtype), transB=1)
+
+
+_FUNCTIONS = (PagedAttention, MoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
+
+
 def local_functions() -> list[onnx.FunctionProto]:
     """One function for each declared operator."""
-    plain = [function.to_function_proto() for function in (PagedAttention, MoE, RMSNorm, AddRMSNorm)]
-    return [*plain, *map(_collective, COLLECTIVES)]
+    return [*(function.to_function_proto() for function in _FUNCTIONS), *map(_collective, COLLECTIVES)]
 
 
 def _collective(decl: OpDecl) -> onnx.FunctionProto:

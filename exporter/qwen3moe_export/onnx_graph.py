@@ -66,7 +66,8 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig, part: Part = WHOLE) -> i
 
 
 def expected_op_counts(config: Qwen3MoeConfig, part: Part, embeds: bool) -> dict[str, int]:
-    """Of the operators that the graph of `part` has; `embeds`: it takes token ids."""
+    """Of the operators in the graph of `part`; `embeds`: it takes token ids. Products become operators only in the
+    forms of the graph that `FuseLinear` makes."""
     layers, layout = part.layers(config.num_layers), part.layout
     # Two norms a layer and the final one; all but a stage's first and the final normalise a sum.
     norms = {"RMSNorm": 1 + part.is_last, "AddRMSNorm": 2 * len(layers) - 1}

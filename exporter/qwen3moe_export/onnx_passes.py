@@ -124,6 +124,31 @@ class FuseNorms(_NamedPass):
         return {"eps": norm.attributes["epsilon"].as_float()}
 
 
+_TIMES_TRANSPOSED = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+
+
+class FuseLinear(_NamedPass):
+    """Requires: products with a weight are Gemm, the weight transposed. Ensures: each is the operator Linear, or, where
+    it is only cast to fp32, LinearFloat32; a bias is added behind it."""
+
+    def edit(self, model: ir.Model) -> int:
+        products = [node for node in model.graph if node.op_type == "Gemm"]
+        for product in products:
+            self._replace(model.graph, product)
+        return len(products)
+
+    def _replace(self, graph: ir.Graph, product: ir.Node) -> None:
+        x, weight, *bias = product.inputs
+        if {name: attr.value for name, attr in product.attributes.items()} != _TIMES_TRANSPOSED:
+            raise PassError(f"{product} is not x @ weight^T + bias")
+        uses = tuple(product.outputs[0].uses())
+        cast = uses[0].node if len(uses) == 1 and uses[0].node.op_type == "Cast" and not bias else None
+        linear = ir.node("LinearFloat32" if cast else "Linear", [x, weight], domain=DOMAIN)
+        new = [linear] + ([ir.node("Add", [linear.outputs[0], *bias])] if bias else [])
+        removed = [product] if cast is None else [cast, product]
+        ir.convenience.replace_nodes_and_values(graph, product, removed, new, removed[0].outputs, new[-1].outputs)
+
+
 class LowerForTensorRT8(_NamedPass):
     """Requires: every operator outside the standard domain has a TensorRT 8.6 plugin. Ensures: opset 17, no functions,
     and no kv_cache outputs, as its plugin writes kv_cache in place."""

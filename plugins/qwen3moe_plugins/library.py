@@ -1,10 +1,13 @@
 """Where the built libraries are.
 
-Owns: their file names, and the one folder that is looked in. Must not know how they are loaded.
+Owns: their file names, the one folder that is looked in, and where pip puts cuBLASLt. Must not know how ours are
+loaded.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from pathlib import Path
 
 from qwen3moe_plugins.errors import InputError
@@ -33,3 +36,18 @@ def find_library(name: str, folder: Path | str | None = None) -> Path:
         remedy = f"run `make plugins`, which builds it into {PACKAGE_FOLDER}, or name the folder that holds it"
         raise LibraryNotFoundError(str(path), got="no such file", expected="a library of this project", remedy=remedy)
     return path
+
+
+# Of the wheels nvidia-cublas 13 and nvidia-cublas-cu12, in the namespace package `nvidia`.
+_CUBLASLT = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
+
+
+def load_cublaslt() -> Path | None:
+    """Loads pip's cuBLASLt, so that the kernels find it by name. None if pip has none: the loader's path is left."""
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = nvidia.submodule_search_locations or [] if nvidia is not None else []
+    for path in (Path(folder) / name for name in _CUBLASLT for folder in folders):
+        if path.is_file():
+            ctypes.CDLL(str(path))
+            return path
+    return None

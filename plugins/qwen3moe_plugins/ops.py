@@ -4,8 +4,8 @@ Owns: names, versions, inputs, outputs and attributes of every operator in the `
 are checked against these declarations. Must not know torch, onnx or TensorRT.
 
 Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
-heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table, N rows and C columns of
-any matrix, world_size ranks of the group.
+heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table, N rows and K columns of
+a weight, M rows and C columns of any matrix, world_size ranks of the group.
 """
 
 from __future__ import annotations
@@ -130,6 +130,24 @@ ADD_RMS_NORM = OpDecl(
     attributes=(AttributeDecl("eps", "float"),),
 )
 
+# x @ weight^T, sums in fp32, rounded once.
+LINEAR = OpDecl(
+    name="Linear",
+    version=1,
+    inputs=(TensorDecl("x", ACTIVATION, ("T", "K")), TensorDecl("weight", ACTIVATION, ("N", "K"))),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "N")),),
+    attributes=(),
+)
+
+# The same, not rounded: for logits.
+LINEAR_FLOAT32 = OpDecl(
+    name="LinearFloat32",
+    version=1,
+    inputs=LINEAR.inputs,
+    outputs=(TensorDecl("out", FLOAT32, ("T", "N")),),
+    attributes=(),
+)
+
 # The sum of x over the ranks of the group. A rank has one group at any time, so no attribute names it. Every rank calls
 # with the same shape, in the same order; all get the same bits.
 ALL_REDUCE = OpDecl(
@@ -140,16 +158,25 @@ ALL_REDUCE = OpDecl(
     attributes=(),
 )
 
-# The x of every rank of the group, rank after rank: row r * N + n of `out` is row n of rank r.
+# The x of every rank of the group, rank after rank: row r * M + m of `out` is row m of rank r.
 ALL_GATHER = OpDecl(
     name="AllGather",
     version=1,
-    inputs=(TensorDecl("x", ACTIVATION, ("N", "C")),),
-    outputs=(TensorDecl("out", ACTIVATION, ("world_size N", "C")),),
+    inputs=(TensorDecl("x", ACTIVATION, ("M", "C")),),
+    outputs=(TensorDecl("out", ACTIVATION, ("world_size M", "C")),),
     attributes=(AttributeDecl("world_size", "int"),),
 )
 
-OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM, ALL_REDUCE, ALL_GATHER)
+OPS: tuple[OpDecl, ...] = (
+    PAGED_ATTENTION,
+    MOE,
+    RMS_NORM,
+    ADD_RMS_NORM,
+    LINEAR,
+    LINEAR_FLOAT32,
+    ALL_REDUCE,
+    ALL_GATHER,
+)
 
 # What has no local function: a runtime without the operator must fail, as no function of one rank's tensors is right.
 COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER)

@@ -155,7 +155,7 @@ CASES: dict[str, Case] = {
     "no export": Case(nothing, "pack nowhere --weights checkpoint", ("nowhere", "no manifest.json", "onnx")),
     "checkpoint for an export": Case(nothing, "generate checkpoint --weights checkpoint --prompt-ids 1", ("manifest",)),
     "manifest cut off": Case(cut(MANIFEST, 999), IDS, (MANIFEST, "invalid JSON", "export again")),
-    "manifest of another format": Case(edit(MANIFEST, "format", to=0), IDS, ("format", "0", "1")),
+    "manifest of another format": Case(edit(MANIFEST, "format", to=0), IDS, ("format", "0", "2")),
     "manifest without dims": Case(drop(MANIFEST, "dims"), PACK, (MANIFEST, "no dims", "the fields")),
     "manifest with a wrong type": Case(edit(MANIFEST, "dims", "top_k", to="4"), IDS, ("dims.top_k", "str", "int")),
     "manifest with an unknown field": Case(edit(MANIFEST, "inputs", 0, "color", to=1), IDS, ("inputs[0]", "color")),
@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     "empty file of prompts": Case(write("p.txt", " \n\n"), FILE, ("p.txt", "no line", "a prompt a line")),
     "prompts not in UTF-8": Case(lambda: Path("p.txt").write_bytes(b"caf\xe9"), FILE, ("p.txt", "UTF-8", "convert")),
     "no tokenizer": Case(
-        remove("checkpoint/tokenizer.json"), TEXT, ("checkpoint", "no tokenizer.json", "--prompt-ids")
+        remove("checkpoint/tokenizer.json"), TEXT, ("no tokenizer.json", "checkpoint", "--prompt-ids")
     ),
     "tokenizer that is none": Case(write("checkpoint/tokenizer.json", "{}"), TEXT, ("tokenizer.json", "fetch")),
     "tokenizer that is not there": Case(nothing, f"{IDS} --tokenizer nowhere", ("nowhere", "no tokenizer.json")),

@@ -75,7 +75,9 @@ def test_command_writes_plan_and_sidecar(export_16, tmp_path, plugins):
 
 def test_operators_that_are_not_plugins_are_counted(export_16, tensorrt):
     manifest = load_manifest(export_16)
-    too_many = replace(manifest, op_counts=manifest.op_counts | {"MoE": 5})
+    graph = manifest.graphs["model.onnx"]
+    graph = replace(graph, op_counts=graph.op_counts | {"MoE": 5})
+    too_many = replace(manifest, graphs=manifest.graphs | {"model.onnx": graph})
     with pytest.raises(BuildError, match="17 plugin layers in the network, 18 operators in the manifest"):
         build_plan(export_16, too_many, tensorrt, LIMITS, ("sm89",))
 

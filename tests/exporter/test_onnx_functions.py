@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from qwen3moe_export.onnx_functions import MoE, PagedAttention
+from qwen3moe_export.onnx_functions import Linear, LinearFloat32, MoE, PagedAttention
 from qwen3moe_export.ops import moe, paged_attention
 from qwen3moe_plugins.ops import DOMAIN
 
@@ -127,3 +127,11 @@ def test_paged_attention_function(num_heads, num_kv_heads, block_size):
     for found in (kv_cache, expected_cache):
         changed = (found != inputs["kv_cache"]).any(dim=-1).any(dim=2).any(dim=1)
         assert torch.equal(changed, written), "new tokens are written, and nothing else"
+
+
+@pytest.mark.parametrize("function", [Linear, LinearFloat32], ids=lambda function: function.name)
+def test_linear_function(function):
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"x": torch.randn(5, 12, generator=generator), "weight": torch.randn(7, 12, generator=generator)}
+    expected = torch.nn.functional.linear(**inputs)
+    torch.testing.assert_close(run_function(function, inputs, {})[0], expected, rtol=1e-5, atol=1e-5)

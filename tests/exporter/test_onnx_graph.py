@@ -52,8 +52,10 @@ def test_custom_operators_are_single_nodes_with_functions(stages, name, num_moe)
         assert len(node.input) == len(declarations[node.op_type].inputs)
 
 
-@pytest.mark.parametrize("name", ["trained", "mlp_only_layers"])
-def test_the_form_for_tensorrt_8(stages, name):
+@pytest.mark.parametrize(
+    ("name", "num_linears"), [("trained", 4 * 3), ("mlp_only_layers", 4 + 3 + 4), ("decoder_sparse_step", 4 + 3 + 4)]
+)
+def test_the_form_for_tensorrt_8(stages, name, num_linears):
     """Opset 17, no functions, no KV outputs: the 8.6 parser takes no other."""
     path, manifest = stages.export(name, "fp16")
     model = onnx.load(path / "model.trt8.onnx")
@@ -67,6 +69,9 @@ def test_the_form_for_tensorrt_8(stages, name):
     for node in model.graph.node:
         if node.domain == "":
             onnx.checker.check_node(node, context_at(17))
+    counts = manifest.graphs["model.trt8.onnx"].op_counts
+    assert counts == manifest.op_counts | {"Linear": num_linears, "LinearFloat32": 1}
+    assert not [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Cast")]
     splits = [node for node in model.graph.node if node.op_type == "Split"]
     assert len(splits) == manifest.dims.num_layers - manifest.op_counts.get("MoE", 0)
 

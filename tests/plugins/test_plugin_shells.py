@@ -22,9 +22,12 @@ HIDDEN, EXPERTS, EXPERT_WIDTH = 256, 8, 64
 SIZES = {
     "(Hq + 2 Hkv) D": (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM, "D": HEAD_DIM, "Hkv": NUM_KV_HEADS, "2": 2,
     "block_size": BLOCK_SIZE, "P": 128, "H": HIDDEN, "E": EXPERTS, "E_local": EXPERTS, "I": EXPERT_WIDTH,
-    "2 I": 2 * EXPERT_WIDTH,
+    "2 I": 2 * EXPERT_WIDTH, "K": HIDDEN, "N": 100, "C": 48,
 }  # fmt: skip
-DYNAMIC = {"T": (1, 8, 64), "B": (1, 2, 4), "B + 1": (2, 3, 5), "num_blocks": (1, 8, 32), "max_blocks": (1, 4, 8)}
+DYNAMIC = {
+    "T": (1, 8, 64), "B": (1, 2, 4), "B + 1": (2, 3, 5), "num_blocks": (1, 8, 32), "max_blocks": (1, 4, 8),
+    "M": (1, 2, 4),
+}  # fmt: skip
 ATTRIBUTES = {
     "PagedAttention": {
         "num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "scale": 0.125, "eps": 1e-6,
@@ -32,6 +35,10 @@ ATTRIBUTES = {
     "MoE": {"top_k": 2, "norm_topk_prob": 1},
     "RMSNorm": {"eps": 1e-6},
     "AddRMSNorm": {"eps": 1e-6},
+    "Linear": {},
+    "LinearFloat32": {},
+    "AllReduce": {},
+    "AllGather": {"world_size": 3},
 }  # fmt: skip
 ELEMENT_TYPES = {ops.FLOAT32: TensorProto.FLOAT, ops.INT32: TensorProto.INT32}
 ARCHITECTURES = ("SM80", "SM86", "SM89", "SM120")
@@ -54,7 +61,7 @@ class Nodes:
     activation: int
     nodes: list = field(default_factory=list)
     inputs: dict[str, tuple[int, tuple]] = field(default_factory=dict)
-    outputs: list[str] = field(default_factory=list)
+    outputs: dict[str, int] = field(default_factory=dict)
 
     def add(self, op: ops.OpDecl, prefix: str = "", sources: dict[str, str] | None = None, **changed_attributes):
         """A node of `op`; its inputs are graph inputs, but for those that `sources` takes from other nodes."""
@@ -63,11 +70,14 @@ class Nodes:
             if name == prefix + tensor.name:
                 dtype = ELEMENT_TYPES.get(tensor.dtype, self.activation)
                 self.inputs[name] = (dtype, tensor.shape)
-        outputs = [f"{prefix}{op.name}.{tensor.name}" for tensor in op.outputs]
-        self.outputs += outputs
+        outputs = {
+            f"{prefix}{op.name}.{tensor.name}": ELEMENT_TYPES.get(tensor.dtype, self.activation)
+            for tensor in op.outputs
+        }
+        self.outputs |= outputs
         attributes = {**ATTRIBUTES[op.name], **changed_attributes}
         self.nodes.append(helper.make_node(
-            op.name, names, outputs, domain=ops.DOMAIN, plugin_namespace=ops.PLUGIN_NAMESPACE, plugin_version="1",
+            op.name, names, list(outputs), domain=ops.DOMAIN, plugin_namespace=ops.PLUGIN_NAMESPACE, plugin_version="1",
             **{name: value for name, value in attributes.items() if value is not None},
         ))  # fmt: skip
 
@@ -76,7 +86,7 @@ class Nodes:
             helper.make_tensor_value_info(name, dtype, [SIZES.get(symbol, symbol) for symbol in shape])
             for name, (dtype, shape) in self.inputs.items()
         ]
-        outputs = [helper.make_tensor_value_info(name, self.activation, None) for name in self.outputs]
+        outputs = [helper.make_tensor_value_info(name, dtype, None) for name, dtype in self.outputs.items()]
         graph = helper.make_graph(self.nodes, "plugins", inputs, outputs)
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid(ops.DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -158,7 +168,7 @@ def test_two_layers_share_one_plan_for_all_architectures(plugin_registry):
         nodes.add(ops.MOE, layer, {"hidden": f"{layer}x", "router_logits": f"{layer}logits"})
         source = f"{layer}next"
         nodes.nodes.append(helper.make_node("MatMul", [f"{layer}MoE.out", f"{layer}qkv_proj"], [source]))
-    nodes.outputs.append(source)
+    nodes.outputs[source] = nodes.activation
     build = Build(nodes)
     assert build.plan is not None, build.logger.messages
     assert build.layer_types().count(trt.LayerType.PLUGIN_V3) == 4
@@ -174,6 +184,43 @@ def test_output_shapes_and_types(plugin_registry):
     assert {out.dtype, kv_cache_out.dtype} == {trt.DataType.HALF}
 
 
+def test_a_tensor_parallel_block_builds(plugin_registry):
+    """The sum over the ranks between a projection and the norm, whose input it feeds."""
+    nodes = Nodes(TensorProto.BFLOAT16)
+    nodes.inputs |= {
+        "attention": (TensorProto.BFLOAT16, ("T", NUM_HEADS * HEAD_DIM)),
+        "o_proj": (TensorProto.BFLOAT16, (NUM_HEADS * HEAD_DIM, HIDDEN)),
+    }
+    nodes.nodes.append(helper.make_node("MatMul", ["attention", "o_proj"], ["partial"]))
+    nodes.add(ops.ALL_REDUCE, sources={"x": "partial"})
+    nodes.add(ops.ADD_RMS_NORM, sources={"x": "AllReduce.out"})
+    build = Build(nodes)
+    assert build.plan is not None, build.logger.messages
+    assert build.layer_types().count(trt.LayerType.PLUGIN_V3) == 2
+
+
+@pytest.mark.parametrize("activation", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_a_gather_has_the_rows_of_all_ranks(plugin_registry, activation):
+    nodes = Nodes(activation)
+    nodes.add(ops.ALL_GATHER)
+    nodes.inputs["x"] = (activation, (5, "C"))
+    build = Build(nodes)
+    out = build.network.get_output(0)
+    assert tuple(out.shape) == (3 * 5, SIZES["C"])
+    assert out.dtype == build.network.get_input(0).dtype
+    assert build.plan is not None, build.logger.messages
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"), [(ops.LINEAR, trt.DataType.HALF), (ops.LINEAR_FLOAT32, trt.DataType.FLOAT)], ids=["half", "float"]
+)
+def test_a_linear_has_the_rows_of_its_weight_and_its_declared_type(plugin_registry, op, dtype):
+    nodes = Nodes(TensorProto.FLOAT16)
+    nodes.add(op)
+    out = Build(nodes).network.get_output(0)
+    assert (tuple(out.shape), out.dtype) == ((-1, SIZES["N"]), dtype)
+
+
 @pytest.mark.parametrize(
     ("op", "changes", "message"),
     [
@@ -186,6 +233,7 @@ def test_output_shapes_and_types(plugin_registry):
         (ops.MOE, {"top_k": 9}, "experts a token"),
         (ops.MOE, {"norm_topk_prob": 2}, "got 2 and 1"),
         (ops.MOE, {"norm_topk_prob": 1.0}, "norm_topk_prob is not declared as a float"),
+        (ops.ALL_GATHER, {"world_size": 0}, "attribute world_size"),
     ],
     ids=lambda value: value.name if isinstance(value, ops.OpDecl) else None,
 )
@@ -206,6 +254,7 @@ def test_a_wrong_attribute_fails_the_build_by_name(plugin_registry, capfd, op, c
         (ops.MOE, "hidden", ("T", 96), "gate_up: dimension 2, H"),
         (ops.MOE, "down", ("E_local", "H", 2 * EXPERT_WIDTH), "rows of gate_up"),
         (ops.MOE, "expert_map", ("E", 1), "expert_map: rank"),
+        (ops.LINEAR, "x", ("T", 128), "weight: dimension 1, K"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -234,6 +283,7 @@ def test_a_missing_input_fails_the_build_by_name(plugin_registry, capfd, op):
         (ops.PAGED_ATTENTION, "kv_cache", TensorProto.FLOAT16),
         (ops.MOE, "hidden", TensorProto.FLOAT),
         (ops.MOE, "gate_up", TensorProto.FLOAT16),
+        (ops.LINEAR_FLOAT32, "weight", TensorProto.FLOAT),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

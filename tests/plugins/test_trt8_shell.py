@@ -18,15 +18,47 @@ creators {len(ops.OPS)}
 plugin qwen3moe PagedAttention 1
 output 7 512
 output refused
+type 1
 workspace some
 formats 10 10 10 11 10 10 10 10 10 10
 enqueue of a wrong rank failed
 plugin qwen3moe MoE 1
 output 7 256
 output refused
+type 1
 workspace some
 formats 10 10 10 10 10 10
 enqueue of a wrong rank failed
+plugin qwen3moe Linear 1
+output 7 48
+output refused
+type 1
+workspace none
+formats 10 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe LinearFloat32 1
+output 20 48
+output refused
+type 0
+workspace some
+formats 10 10 01
+enqueue of a wrong rank failed
+plugin qwen3moe AllReduce 1
+output 7 256
+output refused
+type 1
+workspace none
+formats 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe AllGather 1
+output 21 256
+output refused
+type 1
+workspace none
+formats 10 10
+enqueue of a wrong rank failed
+enqueue without a group failed
+enqueue without a group failed
 """
 
 
@@ -44,5 +76,16 @@ def test_plugins_answer_a_builder(built_library, tmp_path):
         ["PagedAttention", "enqueue"],
         ["MoE", "getOutputDimensions"],
         ["MoE", "enqueue"],
+        ["Linear", "getOutputDimensions"],
+        ["Linear", "enqueue"],
+        ["LinearFloat32", "getOutputDimensions"],
+        ["LinearFloat32", "enqueue"],
+        ["AllReduce", "getOutputDimensions"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "getOutputDimensions"],
+        ["AllGather", "enqueue"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "enqueue"],
         ["MoE", "createPlugin"],
     ]
+    assert sum("this process has no communicator" in error for error in errors) == 2

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from qwen3moe_plugins.kernels import KernelLibrary, MoEShape, PagedAttentionShape
+from qwen3moe_plugins.kernels import BF16, KernelLibrary, LinearShape, MoEShape, PagedAttentionShape
 from qwen3moe_plugins.library import KERNELS
 
 # Largest num_tokens and num_seqs of a profile: prefill with decode, decode alone, one sequence.
@@ -57,3 +57,12 @@ def test_moe(library, max_tokens):
     assert reserved > 0
     for num_tokens in range(1, max_tokens):
         assert workspace(num_tokens) <= reserved, num_tokens
+
+
+@pytest.mark.parametrize("in_features", [2048, 100])
+def test_linear(library, in_features):
+    """Few tokens need none; from the first count that does, all do, and as much."""
+    sizes = [
+        library.workspace_size("linear", LinearShape(BF16, 0, tokens, in_features, 64)) for tokens in range(1, 300)
+    ]
+    assert sizes == sorted(sizes) and sizes[-1] > 0

@@ -38,7 +38,7 @@ class TensorRTConfig:
     num_blocks: int | None = None
     memory_fraction: float = 0.9
     max_logits: int | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     random_seed: int | None = None
 
 
@@ -63,6 +63,7 @@ class TensorRTExecutor:
         check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
         weights = plan_manifest(manifest, checkpoint) if checkpoint is not None else None
         self._config, self._limits = config, info.limits
+        self._block_table_width = num_blocks_for(info.limits.max_context, info.limits.block_size)
         self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
         self.device = current_device()
         self._engine = self._deserialize(plan)
@@ -82,18 +83,29 @@ class TensorRTExecutor:
         reserve_bytes = (1.0 - config.memory_fraction) * self.device.total_memory
         self.num_blocks = self._bindings.place_kv_pool(config.num_blocks, reserve_bytes)
         self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
-        self._decode_steps: dict[int, _DecodeStep] = {}
+        buckets = decode_buckets(info.limits.max_seqs) if config.cuda_graphs else []
+        self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
 
     def execute(self, batch: Batch) -> StepLogits:
         num_rows = len(batch.logits_indices)
         is_decode = len(batch.tokens) == len(batch.context_lens) == num_rows
-        profile = DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
-        if self._config.cuda_graphs and is_decode and profile == DECODE:
+        profile = self._profile_for(batch)
+        if self._decode_steps and is_decode and profile == DECODE:
             self._replay(batch)
         else:
             self._inputs[profile].send(batch)
             self._enqueue(self._contexts[profile], batch)
         return self._logits.of_step(num_rows)
+
+    def profile(self, batch: Batch) -> list[tuple[str, float]]:
+        """Runs a step, without a CUDA graph, as TensorRT times it: name of each layer, milliseconds."""
+        profile = self._profile_for(batch)
+        context, profiler = self._make_context(profile), self._tensorrt.new_profiler()
+        context.profiler = profiler  # which 8.6 does not take off again
+        self._inputs[profile].send(batch)
+        self._enqueue(context, batch)
+        self._stream.synchronize()
+        return profiler.layers
 
     def close(self) -> None:
         self._stream.synchronize()
@@ -155,18 +167,24 @@ class TensorRTExecutor:
         if not context.execute_async_v3(self._stream.handle):
             raise RuntimeError(f"TensorRT could not run a step of {len(batch.tokens)} tokens; its messages stand above")
 
+    def _profile_for(self, batch: Batch) -> int:
+        return DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
+
     def _replay(self, batch: Batch) -> None:
-        """Runs a decode step as the CUDA graph of its bucket; the first of a bucket runs as it is and is captured."""
-        bucket = decode_bucket(len(batch.tokens), self._limits.max_seqs)
-        padded = pad_batch(batch, bucket, num_blocks_for(self._limits.max_context, self.block_size))
-        self._inputs[DECODE].send(padded)
-        if bucket in self._decode_steps:
-            self._decode_steps[bucket].graph.launch()
-            return
+        """Runs a decode step as the CUDA graph of its bucket."""
+        bucket = next(bucket for bucket in self._decode_steps if bucket >= len(batch.tokens))
+        self._inputs[DECODE].send(pad_batch(batch, bucket, self._block_table_width))
+        self._decode_steps[bucket].graph.launch()
+
+    def _capture(self, bucket: int) -> _DecodeStep:
+        """The decode step of `bucket` sequences, all of them empty: run once, as some kernels want, and captured."""
+        batch = self._inputs[DECODE].empty_decode_step(bucket, self._block_table_width)
         context = self._make_context(DECODE)  # of its own: a graph is good until its context sees another shape
-        self._enqueue(context, padded)
-        graph = self._stream.capture(lambda: self._enqueue(context, padded))
-        self._decode_steps[bucket] = _DecodeStep(context, graph)
+        self._inputs[DECODE].send(batch)
+        self._enqueue(context, batch)
+        graph = self._stream.capture(lambda: self._enqueue(context, batch))
+        self._stream.synchronize()
+        return _DecodeStep(context, graph)
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,7 @@ class _DecodeStep:
     graph: Graph
 
 
-def decode_bucket(num_seqs: int, max_seqs: int) -> int:
-    """The number of sequences a decode step is padded to: powers of two, so that few graphs serve every batch."""
-    return min(1 << (num_seqs - 1).bit_length(), max_seqs)
+def decode_buckets(max_seqs: int) -> list[int]:
+    """The numbers of sequences that decode steps are padded to, ascending: max_seqs and the powers of two below it, so
+    that few graphs serve every batch."""
+    return [1 << bit for bit in range((max_seqs - 1).bit_length())] + [max_seqs]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3moe_plugins.errors import InputError, name_list
-from qwen3moe_plugins.library import PLUGINS, PLUGINS_TRT8, TENSORRT_RTX_NAME, find_library
+from qwen3moe_plugins.library import PLUGINS, PLUGINS_TRT8, TENSORRT_RTX_NAME, find_library, load_cublaslt
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,21 @@ class LoadedTensorRT:
         context.set_device_memory(scratch, num_bytes)
         return context
 
+    def new_profiler(self) -> Any:
+        """A TensorRT profiler that keeps `layers`, pairs of name and milliseconds."""
+
+        interface: Any = self.trt.IProfiler
+
+        class LayerTimes(interface):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers: list[tuple[str, float]] = []
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                self.layers.append((layer_name, ms))
+
+        return LayerTimes()
+
 
 def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorRT:
     """Imports the flavour `name` (`auto`: the installed one) and registers the plugins. Raises InputError."""
@@ -121,6 +136,7 @@ def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorR
     if flavour.preload is not None:
         ctypes.CDLL(str(find_library(flavour.preload, plugin_folder)))
     library = find_library(flavour.plugins, plugin_folder)
+    load_cublaslt()
     _register(trt, library)
     return LoadedTensorRT(flavour, trt, trt.__version__, trt.Logger(trt.Logger.ERROR), library)
 

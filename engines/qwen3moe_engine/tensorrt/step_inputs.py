@@ -8,10 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from qwen3moe_engine.batch import Batch
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream
 from qwen3moe_engine.weights import num_bytes_of
 
+FIELDS = {
+    "input_ids": "tokens",
+    "inputs_embeds": "tokens",
+}  # of a Batch, where they are not named as the graph's inputs
 _ALIGNMENT = 256  # bytes, of each input, as cudaMalloc would give it
 
 
@@ -19,6 +24,7 @@ class StepInputs:
     """For batch inputs no larger than `specs`, whose shapes are the largest. `addresses` by name never change."""
 
     def __init__(self, specs: list[InputSpec], memory: DeviceMemory, stream: Stream):
+        self._specs = specs
         self._offsets: dict[str, int] = {}
         self._capacities: dict[str, int] = {}
         end = 0
@@ -31,6 +37,15 @@ class StepInputs:
 
     def close(self) -> None:
         self._host.close()
+
+    def empty_decode_step(self, num_seqs: int, max_blocks: int) -> Batch:
+        """Of `num_seqs` sequences without a token; there is padding in the place of theirs."""
+        sizes = {"block_table": (num_seqs, max_blocks), "cu_seqlens": (num_seqs + 1,)}
+        arrays = {}
+        for spec in self._specs:
+            shape = sizes.get(spec.name, (num_seqs, *spec.static_shape[1:]))
+            arrays[FIELDS.get(spec.name, spec.name)] = np.zeros(shape, NUMPY_DTYPES[spec.dtype])
+        return Batch(**arrays)
 
     def send(self, batch: Batch) -> None:
         """Enqueues the copy. The previous step must have ended: it read the same memory."""

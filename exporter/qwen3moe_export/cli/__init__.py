@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "pack": "Rewrite a checkpoint's weights in the engine's layout.",
     "verify": "Compare every stage of the export with the reference.",
     "generate": "Generate text from an export.",
+    "serve": "Serve an export over HTTP, as OpenAI's API has it.",
     "engine": "Build a TensorRT plan from an export.",
     "inspect": "Print a checkpoint, an export or a manifest.",
 }
@@ -33,6 +34,9 @@ _EXTRAS = {
     "onnxruntime": "onnxruntime",
     "onnxruntime_extensions": "onnxruntime",
     "cuda": "cuda",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
     "matplotlib": "verify",
     "transformers": "verify",
 }

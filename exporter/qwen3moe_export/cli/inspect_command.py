@@ -84,7 +84,7 @@ def _describe_export(manifest: Manifest) -> dict[str, Any]:
             "layout": str(manifest.part.layout),
             "stage": manifest.part.stage,
             "tokens": "inputs_embeds" if manifest.takes_embeddings else "input_ids",
-            "operators": manifest.op_counts,
+            "operators": {name: count for name, count in manifest.op_counts.items() if count},
             "eos_token_ids": manifest.eos_token_ids,
         },
         "dimensions": asdict(manifest.dims),

@@ -17,13 +17,16 @@ extern "C" {
 
 typedef struct CUstream_st* qwen3moe_stream; /* a cudaStream_t */
 
-typedef enum { QWEN3MOE_BF16 = 0, QWEN3MOE_FP16 = 1 } qwen3moe_dtype;
+/* FP32 is for the collectives alone; the other operators refuse it. */
+typedef enum { QWEN3MOE_BF16 = 0, QWEN3MOE_FP16 = 1, QWEN3MOE_FP32 = 2 } qwen3moe_dtype;
 
 typedef enum {
     QWEN3MOE_SUCCESS = 0,
     QWEN3MOE_INVALID_ARGUMENT = 1, /* a shape, dtype or pointer the operator does not take */
     QWEN3MOE_WORKSPACE_TOO_SMALL = 2,
-    QWEN3MOE_CUDA_ERROR = 3
+    QWEN3MOE_CUDA_ERROR = 3,
+    QWEN3MOE_MISSING_LIBRARY = 4,  /* cuBLASLt was needed and is not there */
+    QWEN3MOE_COMMUNICATOR_ERROR = 5 /* no communicator, or a peer or NCCL failed (collective.h) */
 } qwen3moe_status;
 
 const char* qwen3moe_last_error(void);
@@ -107,6 +110,26 @@ typedef struct {
 size_t qwen3moe_rms_norm_workspace_size(const qwen3moe_rms_norm_shape* shape);
 int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_rms_norm_tensors* tensors,
                           void* workspace, size_t workspace_size, qwen3moe_stream stream);
+
+/* Linear: out = x @ weight^T, sums in fp32. T tokens, K in_features, N out_features.
+ * weight must be constant: it may be read before the kernel ahead in the stream has ended. Many tokens take cuBLASLt,
+ * which is looked up at run time; the first call of a shape prepares it and must not be captured. */
+typedef struct {
+    int32_t dtype;       /* qwen3moe_dtype of x and weight */
+    int32_t out_float32; /* 1: out is float; 0: out is rounded to dtype */
+    int32_t num_tokens;  /* T */
+    int32_t in_features, out_features;
+} qwen3moe_linear_shape;
+
+typedef struct {
+    const void* x;      /* [T, K] */
+    const void* weight; /* [N, K] */
+    void* out;          /* [T, N] */
+} qwen3moe_linear_tensors;
+
+size_t qwen3moe_linear_workspace_size(const qwen3moe_linear_shape* shape);
+int32_t qwen3moe_linear(const qwen3moe_linear_shape* shape, const qwen3moe_linear_tensors* tensors, void* workspace,
+                        size_t workspace_size, qwen3moe_stream stream);
 
 /* Pseudo-random weights: element i is low + (high - low) * u, u in [0, 1) from the splitmix64 hash of seed and i. */
 typedef struct {

@@ -57,16 +57,6 @@ int32_t check_tensors(const qwen3moe_moe_tensors& t, const void* workspace) {
     return QWEN3MOE_SUCCESS;
 }
 
-int32_t current_device(Device* device) {
-    int ordinal = 0, major = 0, minor = 0;
-    QWEN3MOE_CHECK_CUDA(cudaGetDevice(&ordinal));
-    QWEN3MOE_CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal));
-    QWEN3MOE_CHECK_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal));
-    QWEN3MOE_CHECK_CUDA(cudaDeviceGetAttribute(&device->num_multiprocessors, cudaDevAttrMultiProcessorCount, ordinal));
-    device->compute_capability = major * 10 + minor;
-    return QWEN3MOE_SUCCESS;
-}
-
 int32_t check_workspace(const Config& config, size_t needed, size_t given) {
     if (given >= needed) return QWEN3MOE_SUCCESS;
     std::ostringstream message;
@@ -92,8 +82,8 @@ extern "C" int32_t qwen3moe_moe(const qwen3moe_moe_shape* shape, const qwen3moe_
     if (status != QWEN3MOE_SUCCESS || shape->num_tokens == 0) return status;
     status = check_tensors(*tensors, workspace);
     if (status != QWEN3MOE_SUCCESS) return status;
-    Device device{};
-    status = current_device(&device);
+    qwen3moe::Device device{};
+    status = qwen3moe::current_device(&device);
     if (status != QWEN3MOE_SUCCESS) return status;
     const Config config = choose_config(*shape, device);
     status = check_workspace(config, WorkspaceLayout(*shape).size, workspace_size);

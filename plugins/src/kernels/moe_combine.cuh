@@ -1,8 +1,8 @@
 // The weighted sum of a token's expert outputs, in fp32, in the order of their choice, rounded once.
 #pragma once
 
+#include "launch.cuh"
 #include "mma.cuh"
-#include "moe_launch.cuh"
 #include "moe_params.cuh"
 
 namespace qwen3moe::moe {

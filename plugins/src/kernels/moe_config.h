@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ostream>
 
+#include "device.h"
 #include "qwen3moe/kernels.h"
 
 namespace qwen3moe::moe {
@@ -22,12 +23,6 @@ constexpr int kGemvAssignments = 16;
 constexpr int kChunkTokens = 16384;
 
 enum class Path { kGemv, kMma, kWgmma };
-
-// What the choice may know of a GPU.
-struct Device {
-    int compute_capability;  // major * 10 + minor
-    int num_multiprocessors;
-};
 
 struct Config {
     Path path;

@@ -5,8 +5,9 @@
 // it. Warps stream whole weight rows, 512 contiguous bytes per load instruction.
 #pragma once
 
+#include "launch.cuh"
+#include "loads.cuh"
 #include "mma.cuh"
-#include "moe_launch.cuh"
 #include "moe_params.cuh"
 #include "moe_route.cuh"
 #include "moe_swiglu.cuh"
@@ -19,24 +20,6 @@ constexpr int kGemvFeatures = 2;  // per warp: 2 gate and 2 up rows
 constexpr int kGateUpSteps = 2;   // 16-byte steps along each row: 8 loads of 512 bytes in flight per warp
 constexpr int kDownBatch = 8;     // experts whose rows of down a warp reads at the same time: as many bytes
 constexpr int kElements = 8;      // of 16 bits in one 16-byte load
-
-// Weights are read once: keep them out of L1, where the activations stay.
-__device__ __forceinline__ uint4 load_streaming(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address));
-    return v;
-}
-
-__device__ __forceinline__ uint4 load_cached(const void* address) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address)
-                 : "memory");
-    return v;
-}
 
 template <typename T>
 __device__ __forceinline__ void unpack(float (&out)[kElements], const uint4& vector) {

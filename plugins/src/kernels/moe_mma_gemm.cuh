@@ -2,8 +2,8 @@
 // Runs on every supported GPU; at most 96 KB of shared memory, since sm_86, 89 and 120 give a block 99 KB.
 #pragma once
 
+#include "launch.cuh"
 #include "moe_epilogue.cuh"
-#include "moe_launch.cuh"
 #include "moe_tile_loader.cuh"
 
 namespace qwen3moe::moe {

@@ -4,8 +4,8 @@
 // atomics, the same order every time. That is 2 N * E comparisons: 17 M at 8192 tokens of 30B-A3B, 12 us of 1370.
 #pragma once
 
+#include "launch.cuh"
 #include "mma.cuh"
-#include "moe_launch.cuh"
 #include "moe_params.cuh"
 #include "moe_scan.cuh"
 

@@ -2,8 +2,8 @@
 // One warp per token; lane l holds the logits of experts l, l + 32, ...
 #pragma once
 
+#include "launch.cuh"
 #include "mma.cuh"
-#include "moe_launch.cuh"
 #include "moe_params.cuh"
 
 namespace qwen3moe::moe {

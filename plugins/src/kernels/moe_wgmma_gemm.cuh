@@ -5,9 +5,9 @@
 // 7 TB/s, about what L2 gives. Rows are gathered with cp.async into the swizzle that wgmma reads.
 #pragma once
 
+#include "launch.cuh"
 #include "moe_epilogue.cuh"
 #include "moe_hopper.cuh"
-#include "moe_launch.cuh"
 #include "moe_scan.cuh"
 #include "moe_tile_loader.cuh"
 

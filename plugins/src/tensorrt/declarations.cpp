@@ -117,6 +117,34 @@ const OpDecl kAddRMSNormDecl = {
     {},
 };
 
+const OpDecl kLinearDecl = {
+    "Linear",
+    {{"x", kActivation, {"T", "K"}}, {"weight", kActivation, {"N", "K"}}},
+    {{"out", kActivation, {"T", "N"}}},
+    {},
+    {},
+};
+
+const OpDecl kLinearFloat32Decl = {
+    "LinearFloat32",
+    {{"x", kActivation, {"T", "K"}}, {"weight", kActivation, {"N", "K"}}},
+    {{"out", kFloat32, {"T", "N"}}},
+    {},
+    {},
+};
+
+const OpDecl kAllReduceDecl = {
+    "AllReduce", {{"x", kActivation, {"T", "H"}}}, {{"out", kActivation, {"T", "H"}}}, {}, {},
+};
+
+const OpDecl kAllGatherDecl = {
+    "AllGather",
+    {{"x", kActivation, {"M", "C"}}},
+    {{"out", kActivation, {"world_size M", "C"}}},
+    {{"world_size", AttributeType::kInt}},
+    {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -126,8 +154,10 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    write_list(out, std::vector<const OpDecl*>{&kPagedAttentionDecl, &kMoEDecl, &kRMSNormDecl, &kAddRMSNormDecl},
-               [&](const OpDecl* op) { write_op(out, *op); });
+    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,      &kRMSNormDecl,
+                                              &kAddRMSNormDecl,     &kLinearDecl,   &kLinearFloat32Decl,
+                                              &kAllReduceDecl,      &kAllGatherDecl};
+    write_list(out, decls, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }
 

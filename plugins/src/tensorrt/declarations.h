@@ -47,6 +47,10 @@ extern const OpDecl kPagedAttentionDecl;
 extern const OpDecl kMoEDecl;
 extern const OpDecl kRMSNormDecl;
 extern const OpDecl kAddRMSNormDecl;
+extern const OpDecl kLinearDecl;
+extern const OpDecl kLinearFloat32Decl;
+extern const OpDecl kAllReduceDecl;
+extern const OpDecl kAllGatherDecl;
 
 std::string declarations_as_json();
 

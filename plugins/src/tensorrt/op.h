@@ -53,6 +53,9 @@ struct Buffers {
 class Op {
    public:
     virtual const OpDecl& decl() const = 0;
+    virtual bool takes_activation(ElementType dtype) const {
+        return dtype == ElementType::kBf16 || dtype == ElementType::kFp16;
+    }
     // Throws if no kernel can take the attributes, whatever the tensors.
     virtual void check(const Attributes& attributes) const = 0;
     // The symbols whose sizes the attributes fix.
@@ -80,5 +83,9 @@ extern const Op& kPagedAttention;
 extern const Op& kMoE;
 extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
+extern const Op& kLinear;
+extern const Op& kLinearFloat32;
+extern const Op& kAllReduce;
+extern const Op& kAllGather;
 
 }  // namespace qwen3moe

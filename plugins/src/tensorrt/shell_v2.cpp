@@ -32,15 +32,16 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
         return static_cast<int32_t>(decl().outputs.size() - decl().aliases.size());
     }
 
-    trt8::DataType getOutputDataType(int32_t, const trt8::DataType* input_types, int32_t) const noexcept override {
-        return input_types[0];  // every output is an activation
+    trt8::DataType getOutputDataType(int32_t output, const trt8::DataType* input_types,
+                                     int32_t) const noexcept override {
+        return output_type(decl(), output, input_types[0]);
     }
 
     trt8::DimsExprs getOutputDimensions(int32_t output, const trt8::DimsExprs* inputs, int32_t num_inputs,
                                         trt8::IExprBuilder& builder) noexcept override {
         return guarded(name(), "getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
             expect_ranks(decl(), inputs, num_inputs);
-            return output_shape(op_, attributes_, output, inputs, builder);
+            return output_shape<trt8::DimensionOperation>(op_, attributes_, output, inputs, builder);
         });
     }
 
@@ -132,8 +133,10 @@ class CreatorV2 final : public trt8::IPluginCreator {
 // Both must be exported for TensorRT to load the library.
 extern "C" qwen3moe::trt8::IPluginCreator* const* getPluginCreators(int32_t& num_creators) {
     using namespace qwen3moe;
-    static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm);
-    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe, &rms_norm, &add_rms_norm};
+    static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather);
+    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,  &add_rms_norm, &linear,
+                                                     &linear_float32,  &all_reduce, &all_gather};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

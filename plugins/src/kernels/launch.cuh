@@ -9,7 +9,7 @@
 
 #include <cuda_runtime_api.h>
 
-namespace qwen3moe::moe {
+namespace qwen3moe {
 
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
@@ -55,4 +55,4 @@ cudaError_t launch_kernel(void (*kernel)(Params), const Launch& launch, const Pa
     return status != cudaSuccess ? status : last;
 }
 
-}  // namespace qwen3moe::moe
+}  // namespace qwen3moe

@@ -1,0 +1,42 @@
+"""The least time that memory allows a decode step.
+
+Owns: what a step cannot do without reading. Must not know executors.
+
+Each weight is read once, keys and values once; activations cost nothing. Of the experts it is those that the step's
+tokens choose: with uniform routing an expected E (1 - (1 - k/E)^B) of E, for top-k of B tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qwen3moe_engine.manifest import InputSpec, Manifest
+from qwen3moe_engine.weights import num_bytes_of
+
+EXPERT_KINDS = ("experts.gate_up_proj", "experts.down_proj")  # parts of the names of the weights that hold experts
+EMBEDDING = "embed_tokens"
+
+
+def decode_bytes(manifest: Manifest, batch_size: int, context: int) -> float:
+    """Bytes that a decode step of `batch_size` sequences with `context` tokens each reads."""
+    dims = manifest.dims
+    share = 1.0 - (1.0 - dims.top_k / dims.num_experts) ** batch_size
+    weights = sum(num_bytes_of(spec) * _share_read(spec, share, batch_size) for spec in manifest.of_kind("weight"))
+    return weights + batch_size * context * _kv_bytes_per_token(manifest)
+
+
+def decode_bound_ms(manifest: Manifest, batch_size: int, context: int, bytes_per_second: float) -> float:
+    return decode_bytes(manifest, batch_size, context) / bytes_per_second * 1e3
+
+
+def _share_read(spec: InputSpec, experts_share: float, batch_size: int) -> float:
+    if EMBEDDING in spec.name:
+        return min(1.0, batch_size / spec.static_shape[0])  # a row for each token
+    return experts_share if any(part in spec.name for part in EXPERT_KINDS) else 1.0
+
+
+def _kv_bytes_per_token(manifest: Manifest) -> int:
+    """All layers' [2, num_kv_heads, head_dim]."""
+    dims = manifest.dims
+    itemsize = num_bytes_of(InputSpec("", "kv_cache", manifest.of_kind("kv_cache")[0].dtype, (1,)))
+    return dims.num_layers * math.prod((2, dims.num_kv_heads, dims.head_dim)) * itemsize
