@@ -2,8 +2,8 @@
 
     python benchmarks/parallel_cpu.py > benchmarks/results/parallel_cpu.md
 
-Ranks run ONNX Runtime and reduce through shared memory. The step that is timed has 30 new tokens of four sequences. With
-more ranks than cores they take turns, so times are those of the machinery, and no gain is to be seen.
+Ranks run ONNX Runtime and reduce through shared memory. The step that is timed has 30 new tokens of four sequences.
+With more ranks than cores they take turns, so times are those of the machinery, and no gain is to be seen.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def main() -> None:
     print(f"for each of 20 prompts. A difference is a tie where one rank's two best logits are within {tie}.\n")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), NUM_NEW)
-        print(
-            "| model | layout | max logit error | equal prompts | ties | wrong | % of bytes by rank | start s | step ms |"
-        )
+        print("| model | layout | max error | equal prompts | ties | wrong | % of bytes by rank | start s | step ms |")
         print("|---|---|---|---|---|---|---|---|---|")
         for name in ("trained", "one_kv_head"):
             for layout in LAYOUTS:

@@ -64,7 +64,9 @@ def open_executor(
     num_blocks: int | None,
     progress: Progress,
 ) -> Executor:
-    """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has."""
+    """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has.
+
+    An export for many ranks has a process for each but the first, which is this one."""
     checkpoint = open_checkpoint(weights) if weights is not None else None
     if options.executor == "onnxruntime":
         from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
@@ -72,7 +74,15 @@ def open_executor(
         assert checkpoint is not None and num_blocks is not None
         block_size = capacity_of(options, manifest).block_size
         config = OnnxRuntimeConfig(num_blocks, block_size, options.num_threads)
+        if manifest.part.layout.world_size > 1:
+            from qwen3moe_engine.parallel.executor import ParallelExecutor
+            from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
+
+            return ParallelExecutor(onnxruntime_ranks(export, checkpoint.path, config))
         return OnnxRuntimeExecutor(export, manifest, checkpoint, config, progress)
+    if manifest.part.layout.world_size > 1:
+        got, expected = f"an export for {manifest.part.layout}", "one for one rank"
+        raise InputError("executor tensorrt", got=got, expected=expected, remedy="choose the executor onnxruntime")
     from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 
     assert options.plan is not None

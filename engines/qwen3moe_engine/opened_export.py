@@ -14,11 +14,11 @@ from qwen3moe_engine.chat_template import load_chat_template
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor_opening import capacity_of, open_executor
-from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.prompt import PromptEncoder
 from qwen3moe_engine.request import Request, check_params, check_token_ids
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tokenizer import FILE_NAME, Tokenizer
 from qwen3moe_engine.weights import Progress, no_progress
 
@@ -35,7 +35,7 @@ class OpenedExport:
     def __init__(self, export: Path, weights: Path | None, options: EngineOptions, tokenizer: Path | None = None):
         options.check(weights)
         self.export, self.weights, self.options = export, weights, options
-        self.manifest = load_manifest(export)
+        self.manifest = load_stages(export)[0].manifest
         self.manifest.require_token_ids(export)
         folder = tokenizer if tokenizer is not None else _tokenizer_of(weights)
         self.tokenizer = Tokenizer(folder) if folder is not None else None

@@ -54,7 +54,7 @@ class Runner:
         self._group, self._fault, self._num_steps = group, fault, 0
 
     def execute(self, batch: Batch, hidden_states: np.ndarray | None = None) -> HostLogits:
-        return HostLogits(self.forward(batch, hidden_states))
+        return HostLogits(self.forward(batch, hidden_states)[batch.logits_indices])
 
     def forward(self, batch: Batch, hidden_states: np.ndarray | None = None) -> np.ndarray:
         self._num_steps += 1

@@ -9,9 +9,10 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from qwen3moe_engine import opened_export
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError
-from qwen3moe_export.cli import generate_command, main
+from qwen3moe_export.cli import main
 from qwen3moe_export.config import parse_config
 from qwen3moe_export.layout import weight_specs
 
@@ -51,7 +52,7 @@ def test_a_failed_rank_has_an_exit_code_of_its_own(bench, monkeypatch):
     def fail(*_: object) -> None:
         raise RankFailedError("rank 1 of 2: killed by SIGKILL at start-up")
 
-    monkeypatch.setattr(generate_command, "open_executor", fail)
+    monkeypatch.setattr(opened_export, "open_executor", fail)
     export, weights = bench.export("trained", Layout(tp=4)), bench.model("trained").checkpoint
     said = run("generate", export, "--weights", weights, "--prompt-ids", 5, code=EXIT_CODE)
     assert said == "Error: rank 1 of 2: killed by SIGKILL at start-up"

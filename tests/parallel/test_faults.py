@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import multiprocessing
@@ -20,6 +21,9 @@ import numpy as np
 import pytest
 from fault_rank import PATIENCE, STEP_OF_FAULT, batch, make_ranks
 
+from qwen3moe_engine.async_engine import AsyncEngine, EngineDeadError
+from qwen3moe_engine.block_manager import BlockManager
+from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig
 from qwen3moe_engine.parallel import executor as executor_module
@@ -28,6 +32,8 @@ from qwen3moe_engine.parallel.executor import ParallelExecutor
 from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 from qwen3moe_engine.parallel.rank import Place
 from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError
+from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_plugins.errors import InputError
 
 LIMIT_SECONDS = 10.0
@@ -96,7 +102,7 @@ def test_between_steps():
     executor.execute(batch()).rows()
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     time.sleep(0.5)
-    with ends_with(RankFailedError, "rank 1 of 2: killed by SIGKILL after step 1"):
+    with ends_with(RankFailedError, "rank 1 of 2: killed by SIGKILL (in|after) step 1"):
         executor.execute(batch())
     executor.close()
 
@@ -127,6 +133,28 @@ def test_a_wrong_sum_at_start(monkeypatch):
     monkeypatch.setattr(module, "check_known_sum", lambda group, rank: "an all-reduce gave another sum")
     with ends_with(RankFailedError, "rank 0 of 2: RuntimeError: an all-reduce gave another sum"):
         ParallelExecutor(make_ranks(TP2, {}), PATIENCE)
+
+
+def test_a_server_s_engine_hears_of_it_without_a_request():
+    executor = ParallelExecutor(make_ranks(TP2, {}), PATIENCE)
+    scheduler = Scheduler(
+        BlockManager(executor.num_blocks, executor.block_size), executor.max_model_len, 64, max_seqs=4
+    )
+
+    async def lose_a_rank() -> float:
+        async with AsyncEngine(Engine(executor, scheduler, vocab_size=1, eos_token_ids=())) as engine:
+            stream = await engine.submit([0, 0, 0], SamplingParams(2, ignore_eos=True))
+            assert [output.finish_reason async for output in stream][-1] == "length"
+            start = time.monotonic()
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            while not engine.is_dead and time.monotonic() - start < LIMIT_SECONDS:
+                await asyncio.sleep(0.02)
+            with pytest.raises(EngineDeadError, match=r"rank 1 of 2: killed by SIGKILL (in|after) step 2"):
+                await engine.submit([0], SamplingParams(2))
+            return time.monotonic() - start
+
+    assert asyncio.run(lose_a_rank()) < LIMIT_SECONDS
+    executor.close()
 
 
 @contextlib.contextmanager

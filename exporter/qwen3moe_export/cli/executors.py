@@ -29,6 +29,7 @@ def open_export(export: Path, weights: Path | None, options: EngineOptions, toke
 def load_engine(opened: OpenedExport, num_blocks: int | None = None) -> Engine:
     """With progress on the terminal, and for TensorRT what the weights' way to the device took."""
     engine = opened.load(num_blocks, progress)
+    click.get_current_context().call_on_close(engine.executor.close)
     if opened.options.executor == "tensorrt":
         executor: Any = engine.executor
         report = executor.load_report
