@@ -16,6 +16,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from qwen3moe_engine.engine import Engine
+from qwen3moe_engine.executor import WatchedExecutor
 from qwen3moe_engine.output_stream import Mailbox, OutputStream, RequestOutput
 from qwen3moe_engine.prompt import Prompt
 from qwen3moe_engine.sampling_params import SamplingParams
@@ -132,8 +133,18 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
+            if isinstance(self._engine.executor, WatchedExecutor):
+                self._engine.executor.when_failed(self._fail)
             self._thread.start()
         assert self._loop is loop, "an AsyncEngine serves one event loop"
+
+    def _fail(self, error: Exception) -> None:
+        """Of the executor, while it may have no step to raise it in. May be called from any thread."""
+
+        def command() -> None:
+            raise error
+
+        self._commands.put(command)
 
     def _cancel(self, mailbox: Mailbox) -> None:
         """May be called from any thread, as a stream that nobody holds is deleted anywhere."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.logits import Logits
@@ -21,4 +22,13 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Gives back what outlives the object: device memory, processes."""
+        ...
+
+
+@runtime_checkable
+class WatchedExecutor(Executor, Protocol):
+    """One that may fail between steps, too, as its ranks are other processes."""
+
+    def when_failed(self, tell: Callable[[Exception], None]) -> None:
+        """Calls `tell`, from another thread, with why no step can run any more, as soon as that is so."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -66,6 +66,9 @@ class ParallelExecutor:
             logits = self._step.run(batch)
             assert logits is not None
         return _WatchedLogits(self, logits)
+
+    def when_failed(self, tell: Callable[[Exception], None]) -> None:
+        self._watch.when_failed(tell)
 
     def close(self) -> None:
         """Ends every rank; a second call does nothing."""

@@ -28,7 +28,9 @@ _PACKAGE, _MODULE = "onnxruntime_extensions", "_extensions_pydll"
 
 
 class Collective(Protocol):
-    """The ranks of a group, as one of them sees it. Every rank calls the same functions in the same order."""
+    """The `size` ranks of a group, as one of them sees it. Every rank calls the same functions in the same order."""
+
+    size: int
 
     def all_reduce(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """The sum of all ranks' x, of one shape; the same bits on each."""
@@ -91,12 +93,12 @@ def register_collectives() -> str:
 def _run(number: int, inputs: tuple[NDArray[np.float32], ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """What the extension calls for a node: its operator's number, shape and values of the output come back."""
     run: _Run = _current.run
-    out = np.zeros_like(inputs[0])
+    assert run.group is not None, "a graph for many ranks without a group"
+    (x,), gathers = inputs, COLLECTIVES[number] is ALL_GATHER
+    out = np.zeros((x.shape[0] * (run.group.size if gathers else 1), *x.shape[1:]), x.dtype)
     try:
         if run.error is None:
-            assert run.group is not None, "a graph for many ranks without a group"
-            gathers = COLLECTIVES[number] is ALL_GATHER
-            out = run.group.all_gather(inputs[0]) if gathers else run.group.all_reduce(inputs[0])
+            out = run.group.all_gather(x) if gathers else run.group.all_reduce(x)
     except Exception as error:
         run.error = error
     return number, out.shape, out.reshape(-1)

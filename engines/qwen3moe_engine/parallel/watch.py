@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -39,6 +39,7 @@ class Watch:
         self._verdict: Verdict | None = None
         self._has_verdict = threading.Event()
         self._is_closing = False
+        self._tell: Callable[[Exception], None] = lambda verdict: None
         self._processes_lock = threading.RLock()  # two threads that await one process take its exit from each other
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -57,6 +58,14 @@ class Watch:
             found[rank] = message
         self._board.enter(State.STARTING)
         return [found[rank] for rank in sorted(found)]
+
+    def when_failed(self, tell: Callable[[Exception], None]) -> None:
+        """Calls `tell` with the verdict, from the watch's thread, or at once if there is one."""
+        with self._processes_lock:
+            if self._verdict is None:
+                self._tell = tell
+                return
+        tell(self._verdict)
 
     def check(self) -> None:
         """Raises the verdict, if there is one."""
@@ -100,6 +109,7 @@ class Watch:
             if hung is not None:
                 self._fail(hung, self._silence(hung))
         if self._verdict is not None and not self._is_closing:
+            self._tell(self._verdict)
             self._end_without_main_thread()
 
     def _attend(self, rank: int) -> None:

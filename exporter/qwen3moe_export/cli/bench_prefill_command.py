@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.layout import Layout
 from qwen3moe_export.cli.bench_table import Row, make_row, open_clock, parse_sizes, read_peer, report
 from qwen3moe_export.cli.executors import executor_options, open_export, weights_option
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
 
 LENGTHS = "128,2048,8192"
 _PATH = click.Path(path_type=Path)
@@ -18,11 +20,13 @@ _PATH = click.Path(path_type=Path)
 @click.argument("export", type=_PATH)
 @weights_option
 @executor_options
+@layout_options
 @click.option("--lengths", default=LENGTHS, show_default=True, help="Tokens of a prompt, with commas between.")
 @click.option("--peer", type=_PATH, help="A JSON object: a peer's milliseconds by length.")
 @click.option("--json", "json_path", type=_PATH, help="Where to write the rows.")
 def command(
     options: EngineOptions,
+    layout: Layout | None,
     export: Path,
     weights: Path | None,
     lengths: str,
@@ -37,6 +41,7 @@ def command(
     """
     peers, wanted = read_peer(peer), parse_sizes(lengths, "--lengths", 1, "128,2048")
     opened = open_export(export, weights, options, None)
+    require_layout(layout, opened.manifest, export)
     clock = open_clock(opened, [(1, length + 1) for (length,) in wanted])
 
     def measure(case: list[int]) -> Row:

@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.layout import Layout
 from qwen3moe_export.cli.executors import load_engine, open_export, serving_options, weights_option
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
 from qwen3moe_plugins.errors import InputError
 
 API_KEY_VARIABLE = "QWEN3MOE_API_KEY"
@@ -21,6 +23,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("export", type=_PATH)
 @weights_option
 @serving_options
+@layout_options
 @click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json.  [default: that of --weights]")
 @click.option("--model-name", help="What requests call the model.  [default: the name of --weights]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
@@ -32,6 +35,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--grace-period", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish in.")
 def command(
     options: EngineOptions,
+    layout: Layout | None,
     export: Path,
     weights: Path | None,
     tokenizer: Path | None,
@@ -66,6 +70,7 @@ def command(
         grace_seconds=grace_period,
     )
     opened = open_export(export, weights, replace(options, max_waiting=max_concurrency), tokenizer)
+    require_layout(layout, opened.manifest, export)
     if opened.tokenizer is None:
         remedy = "name it"
         raise InputError("--tokenizer", got="none", expected="a folder with tokenizer.json", remedy=remedy)
