@@ -56,9 +56,10 @@ class Weights:
         """Uniform with standard deviation `scale`."""
         tensor = torch.empty(shape, dtype=torch.float16, device="cuda")
         limit = 3**0.5 * scale
-        fill = FillShape(tensor.numel(), self.num_filled, FP16, -limit, limit)
+        count = tensor.numel()
+        as_one_row = FillShape(count, count, count, 0, self.num_filled, FP16, -limit, limit)
         stream = torch.cuda.current_stream().cuda_stream
-        self.library.run("fill", fill, FillTensors(tensor.data_ptr()), 0, 0, stream)
+        self.library.run("fill", as_one_row, FillTensors(tensor.data_ptr()), 0, 0, stream)
         self.num_filled += 1
         return tensor
 
@@ -181,23 +182,22 @@ class Step:
         return {op: 1e3 * 2 * count / BYTES_PER_SECOND for op, count in elements.items()}
 
 
-def step_ms(step: Step, without: str | None = None, repeats: int = 15) -> float:
-    """The median replay of the step's graph, one operator left out."""
+def step_ms(step: Step, without: str | None = None) -> float:
+    """The median replay of the step's graph, one operator left out; after 0.1 s of replays, as clocks take their time."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for op, call in step.calls:
             if op != without:
                 call()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while sum(times) < 300 or len(times) < 20:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return statistics.median(times[len(times) // 3 :])
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def main(export: Path, plan: Path, plugins: Path | None) -> None:
         path = Path(folder) / "weights.safetensors"
         save_file(tensors, path)
         del tensors
-        config = TensorRTConfig(num_blocks=16)
+        config = TensorRTConfig(num_blocks=16, cuda_graphs=False)
         for _ in range(2):
             with TensorRTExecutor(
                 export, manifest, plan, open_checkpoint(path), config, no_progress, plugins

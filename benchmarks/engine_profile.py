@@ -65,7 +65,13 @@ def table(executor: TensorRTExecutor, batch: Batch) -> None:
 def main(export: Path, plan: Path, plugins: Path | None) -> None:
     manifest, rng = load_manifest(export), np.random.default_rng(SEED)
     with TensorRTExecutor(
-        export, manifest, plan, None, TensorRTConfig(num_blocks=9216, random_seed=SEED), no_progress, plugins
+        export,
+        manifest,
+        plan,
+        None,
+        TensorRTConfig(num_blocks=9216, random_seed=SEED, cuda_graphs=False),
+        no_progress,
+        plugins,
     ) as executor:
         for count, new, old in STEPS:
             print(f"### {count} x {new} new tokens behind {old}\n")

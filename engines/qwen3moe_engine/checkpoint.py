@@ -7,6 +7,7 @@ part, and a memory map would count the whole checkpoint as resident. Must not kn
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, StoredTensor]
+
+    @property
+    def headers_sha256(self) -> str:
+        """Of all that is known without reading a tensor: names, types, shapes, places, and the sizes of the files."""
+        places = [
+            (name, tensor.dtype, tensor.shape, tensor.file.name, tensor.offset)
+            for name, tensor in sorted(self.tensors.items())
+        ]
+        files = sorted({tensor.file for tensor in self.tensors.values()})
+        return hashlib.sha256(repr((places, [file.stat().st_size for file in files])).encode()).hexdigest()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3moe_engine.layout import Part
+from qwen3moe_engine.sharding import AXES, ShardSpec
 from qwen3moe_engine.typed_json import from_json
 from qwen3moe_plugins.errors import InputError
 
 FORMAT = 2
 FILE_NAME = "manifest.json"
 DTYPES = ("bf16", "fp16", "fp32", "int32")
-KINDS = ("weight", "expert_map", "rope", "kv_cache", "batch")
+KINDS = ("weight", "expert_map", "vocab_offset", "rope", "kv_cache", "hidden_states", "batch")
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,13 @@ class Graph:
 class InputSpec:
     """An input of the graph, in order.
 
-    kind: `weight` (from a checkpoint), `expert_map` and `rope` (made by the runtime), `kv_cache`, `batch` (each step).
-    shape: integers, and names for dynamic dimensions.
+    kind: `weight` (from a checkpoint), `expert_map`, `vocab_offset` and `rope` (made by the runtime), `kv_cache`,
+    `hidden_states` (from the stage before), `batch` (each step).
+    shape: integers, and names for dynamic dimensions. Of a weight, what one rank holds.
     sources, source_rows: for a weight, the checkpoint's tensors whose rows, one after the other, are this tensor's
-    bytes, and how many rows each has. A source with `{}` stands for `repeat` tensors, 0 to repeat - 1; with several
-    sources the numbering is the outer loop.
+    bytes, and how many rows of each one rank holds. A source with `{}` stands for `repeat` tensors, one for each expert
+    held; with several sources the numbering is the outer loop.
+    shards: how each source is split over the ranks of a group; without any, every rank has the whole.
     """
 
     name: str
@@ -73,15 +78,45 @@ class InputSpec:
     sources: tuple[str, ...] = ()
     source_rows: tuple[int, ...] = ()
     repeat: int = 1
+    shards: tuple[ShardSpec, ...] = ()
 
     def source_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every source, in order."""
-        columns = self.static_shape[-1:] if len(self.shape) > 1 else ()
-        return {
-            source.format(index): (rows, *columns)
-            for index in range(self.repeat)
-            for source, rows in zip(self.sources, self.source_rows, strict=True)
-        }
+        """Name and shape of every source as a checkpoint has it, in order."""
+        names = [source.format(index) for index in range(self.whole_repeat) for source in self.sources]
+        columns = (self.whole_columns,) if len(self.shape) > 1 else ()
+        return {name: (rows, *columns) for name, (rows, _, _) in zip(names, self.whole_blocks(), strict=True)}
+
+    def whole_blocks(self) -> Iterator[tuple[int, ShardSpec, int]]:
+        """For every source, in order: its rows, how it is split, and the number that stands for `{}`."""
+        shards = self.shards or (ShardSpec(),) * len(self.sources)
+        rows = [
+            held * (shard.count if shard.axis == "rows" else 1)
+            for held, shard in zip(self.source_rows, shards, strict=True)
+        ]
+        for index in range(self.whole_repeat):
+            for source_rows, shard in zip(rows, shards, strict=True):
+                yield source_rows, shard, index
+
+    @property
+    def whole_repeat(self) -> int:
+        """Experts of the model, where the weight has a source for each."""
+        return self.repeat * self._count("experts")
+
+    @property
+    def whole_columns(self) -> int:
+        """Elements in a row of the whole: 1 for a vector."""
+        return self.static_shape[-1] * self._count("columns") if len(self.shape) > 1 else 1
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of all ranks' parts together: what a packed or fused tensor of this name has."""
+        rows = sum(rows for rows, _, _ in self.whole_blocks())
+        if len(self.shape) == 3:
+            return (self.whole_repeat, rows // self.whole_repeat, self.whole_columns)
+        return (rows, self.whole_columns) if len(self.shape) == 2 else (rows,)
+
+    def _count(self, axis: str) -> int:
+        return max((shard.count for shard in self.shards if shard.axis == axis), default=1)
 
     @property
     def static_shape(self) -> tuple[int, ...]:
@@ -104,11 +139,13 @@ class Manifest:
     """What `qwen3moe-export onnx` says of its graph.
 
     graphs: by file name. hidden_states: the values that enter each layer, and the one that enters the final norm.
-    unused_sources: tensors that a checkpoint has and the graph does not take.
+    unused_sources: tensors that a checkpoint has and the graph does not take, beside the layers of other stages.
+    part: what of the model the graph computes, for which layout of ranks.
     """
 
     format: int
     dtype: str
+    part: Part
     takes_embeddings: bool
     dims: Dims
     rope: Rope
@@ -181,6 +218,8 @@ def parse_manifest(values: Any, where: str) -> Manifest:
     for spec in manifest.inputs:
         _one_of(f"{where}: {spec.name} kind", spec.kind, KINDS)
         _one_of(f"{where}: {spec.name} dtype", spec.dtype, DTYPES)
+        for shard in spec.shards:
+            _one_of(f"{where}: {spec.name} shards", shard.axis, AXES)
     for name, graph in manifest.graphs.items():
         _one_of(f"{where}: {name} dtype", graph.dtype, DTYPES)
         if Path(name).name != name:

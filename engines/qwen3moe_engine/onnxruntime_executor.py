@@ -3,6 +3,7 @@
 Owns: the session, the weights as OrtValues, and the KV pool. The graph's local functions do the work, so it needs no
 plugin; they are functional, so each step writes the KV pool anew into a second buffer and the two change places.
 ONNX Runtime has no bf16 arithmetic on CPU: it runs the export's fp32 graph, with weights rounded to the export's dtype.
+Of a group it is one rank, and of a pipeline one stage; who its peers are it is told.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
 from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.manifest import InputSpec, Manifest
-from qwen3moe_engine.weights import Progress, WeightPlan, convert, cos_sin_cache, expert_map, plan_manifest, read_weight
+from qwen3moe_engine.parallel.python_ops import Collective, register_collectives, serving
+from qwen3moe_engine.weights import (
+    Progress,
+    WeightPlan,
+    convert,
+    cos_sin_cache,
+    plan_manifest,
+    rank_constants,
+    read_weight,
+)
 
 COMPUTE_DTYPE = "fp32"
 
@@ -33,7 +43,11 @@ class OnnxRuntimeConfig:
 
 
 class OnnxRuntimeExecutor:
-    """Runs `graph`, a file of the export (by default the manifest's graph in fp32) with the weights of `checkpoint`."""
+    """Runs `graph`, a file of the export (by default the manifest's graph in fp32) with the weights of `checkpoint`.
+
+    group, group_rank: the ranks it reduces with and its place among them, where the export is for more than one.
+    num_bytes_read: of the checkpoint.
+    """
 
     def __init__(
         self,
@@ -43,48 +57,66 @@ class OnnxRuntimeExecutor:
         config: OnnxRuntimeConfig,
         progress: Progress,
         graph: Path | None = None,
+        group: Collective | None = None,
+        group_rank: int = 0,
     ):
         import onnxruntime
 
         self.num_blocks, self.block_size = config.num_blocks, config.block_size
         self.max_model_len = manifest.dims.max_position_embeddings
-        plans = plan_manifest(manifest, checkpoint)
+        plans = plan_manifest(manifest, checkpoint, group_rank)
+        self.num_bytes_read = sum(plan.num_bytes_read for plan in plans)
+        self._group = group
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.num_threads
+        if group is not None:
+            options.register_custom_ops_library(register_collectives())
         path = graph or export / manifest.graph_of(COMPUTE_DTYPE)
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._constants = self._bind_constants(manifest, plans, progress)
+        self._constants = self._bind_constants(manifest, plans, group_rank, progress)
         self._caches = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
         self._spares = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
+        self._step_inputs = [spec.name for kind in ("hidden_states", "batch") for spec in manifest.of_kind(kind)]
         self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
         self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
 
-    def execute(self, batch: Batch) -> HostLogits:
-        return HostLogits(self.execute_all(batch)["logits"])
+    def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> HostLogits:
+        return HostLogits(self.execute_all(batch, hidden_states)["logits"])
 
-    def execute_all(self, batch: Batch) -> dict[str, NDArray]:
-        """Every output but the KV caches, by name."""
-        for name, array in batch.inputs().items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+    def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """A step of a stage before the last: what enters the next, fp32 [num_tokens, hidden_size]."""
+        return self.execute_all(batch, hidden_states)["hidden_states_out"]
+
+    def execute_all(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> dict[str, NDArray]:
+        """Every output but the KV caches, by name. `hidden_states`: what the stage before gave."""
+        given = batch.inputs() | ({} if hidden_states is None else {"hidden_states": hidden_states})
+        for name in self._step_inputs:
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(given[name]))
         for output, cache in self._aliases.items():
             self._binding.bind_ortvalue_input(cache, self._caches[cache])
             self._binding.bind_ortvalue_output(output, self._spares[cache])
         for name in self._others:
             self._binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(self._binding)
+        with serving(self._group):
+            self._session.run_with_iobinding(self._binding)
         self._caches, self._spares = self._spares, self._caches
         values = self._binding.get_outputs()[len(self._aliases) :]  # in the order they were bound
         return {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
 
-    def _bind_constants(self, manifest: Manifest, plans: list[WeightPlan], progress: Progress) -> list[Any]:
+    def close(self) -> None:
+        """Nothing outlives the object."""
+
+    def _bind_constants(
+        self, manifest: Manifest, plans: list[WeightPlan], group_rank: int, progress: Progress
+    ) -> list[Any]:
         """Binds weights, expert maps and the rotary table; returns their values, which must outlive the session."""
         values = {}
         for plan in progress(plans, "loading weights"):
             rounded = read_weight(plan, manifest.dtype)
             values[plan.spec.name] = convert(rounded, COMPUTE_DTYPE, plan.spec.name)
-        values |= {spec.name: expert_map(spec) for spec in manifest.of_kind("expert_map")}
+        values |= rank_constants(manifest, group_rank)
         values |= {spec.name: cos_sin_cache(manifest.rope, self.max_model_len) for spec in manifest.of_kind("rope")}
         constants = {name: self._value(array) for name, array in values.items()}
         for name, value in constants.items():

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from qwen3moe_engine.checkpoint import Checkpoint
+from qwen3moe_engine.layout import WHOLE
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.weights import Progress, WeightPlan, num_bytes_of, plan_manifest, read_chunks
 from qwen3moe_plugins.errors import InputError
@@ -23,6 +24,12 @@ def pack(manifest: Manifest, checkpoint: Checkpoint, target: Path, progress: Pro
 
     Memory: one published tensor at a time. Raises InputError before writing anything if the checkpoint does not fit.
     """
+    if manifest.part != WHOLE:
+        got, expected = (
+            f"an export for {manifest.part.layout}",
+            "one for a single rank: its packed weights serve every layout",
+        )
+        raise InputError("export", got=got, expected=expected, remedy="export again without --tp, --ep and --pp")
     plans = plan_manifest(manifest, checkpoint)
     _check_target(target, checkpoint)
     header = _header(plans)

@@ -1,7 +1,8 @@
 """From a checkpoint's tensors to the graph's inputs.
 
-Owns: which stored tensors make up each input, the check that every tensor is used exactly once and fits, conversion of
-dtypes, and the inputs that come from no checkpoint. Must not know torch, onnx or where the inputs end up.
+Owns: which parts of which stored tensors make up each input, the check that every tensor is used exactly once and
+fits, conversion of dtypes, and the inputs that come from no checkpoint. Must not know torch, onnx or where the inputs
+end up.
 """
 
 from __future__ import annotations
@@ -14,16 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint, StoredTensor
+from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.manifest import InputSpec, Manifest, Rope
+from qwen3moe_engine.pieces import Piece, pieces_of
+from qwen3moe_engine.sharding import expert_slots
 from qwen3moe_plugins.errors import InputError, name_list
 
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """An input and the stored tensors whose rows, one after the other, are its content."""
+    """An input and the parts of stored tensors that, one after the other, are its content."""
 
     spec: InputSpec
-    sources: tuple[StoredTensor, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes_read(self) -> int:
+        return sum(piece.num_bytes for piece in self.pieces)
 
 
 Progress = Callable[[Sequence[WeightPlan], str], Iterable[WeightPlan]]
@@ -34,20 +42,26 @@ def no_progress(items: Iterable[WeightPlan], what: str) -> Iterable[WeightPlan]:
     return items
 
 
-def plan_weights(specs: list[InputSpec], checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> list[WeightPlan]:
+def plan_weights(
+    specs: list[InputSpec],
+    checkpoint: Checkpoint,
+    is_unused: Callable[[str], bool] = lambda name: False,
+    group_rank: int = 0,
+    group_size: int = 1,
+) -> list[WeightPlan]:
     """Assigns every tensor of the checkpoint to one of `specs`, before any is read.
 
     An input is either stored under its own name (packed, or fused as transformers 5 holds experts in memory) or as the
-    sources its spec lists. `unused` names tensors that may be there and go nowhere. Raises InputError listing what is
-    missing, left over, misshapen or of a dtype other than bf16, fp16 and fp32.
+    sources its spec lists. Names that `is_unused` may be there and go nowhere. The rank reads its part of each. Raises
+    InputError listing what is missing, left over, misshapen or of a dtype other than bf16, fp16 and fp32.
     """
-    left = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in unused}
-    plans, missing = [], []
+    left = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_unused(name)}
+    found: list[tuple[InputSpec, list[StoredTensor]]] = []
+    missing: list[str] = []
     for spec in specs:
         names = [spec.name] if spec.name in left else list(spec.source_shapes())
-        found = [left.pop(name) for name in names if name in left]
         missing += [name for name in names if name not in checkpoint.tensors]
-        plans.append(WeightPlan(spec, tuple(found)))
+        found.append((spec, [left.pop(name) for name in names if name in left]))
     where = str(checkpoint.path)
     if missing:
         raise InputError(
@@ -63,12 +77,12 @@ def plan_weights(specs: list[InputSpec], checkpoint: Checkpoint, unused: tuple[s
             expected="only weights of the model",
             remedy="check that config.json and weights belong together",
         )
-    _check_tensors(plans, where)
-    return plans
+    _check_tensors(found, where)
+    return [WeightPlan(spec, pieces_of(spec, stored, group_rank, group_size)) for spec, stored in found]
 
 
-def _check_tensors(plans: list[WeightPlan], where: str) -> None:
-    tensors = [tensor for plan in plans for tensor in plan.sources]
+def _check_tensors(found: list[tuple[InputSpec, list[StoredTensor]]], where: str) -> None:
+    tensors = [tensor for _, stored in found for tensor in stored]
     foreign = [f"{tensor.name} {tensor.dtype}" for tensor in tensors if tensor.dtype not in ("bf16", "fp16", "fp32")]
     if foreign:
         raise InputError(
@@ -79,8 +93,8 @@ def _check_tensors(plans: list[WeightPlan], where: str) -> None:
         )
     misshapen = [
         f"{tensor.name} {list(tensor.shape)} instead of {list(shape)}"
-        for plan in plans
-        for tensor, shape in zip(plan.sources, _expected_shapes(plan), strict=True)
+        for spec, stored in found
+        for tensor, shape in zip(stored, _expected_shapes(spec, stored), strict=True)
         if tensor.shape != shape
     ]
     if misshapen:
@@ -92,11 +106,8 @@ def _check_tensors(plans: list[WeightPlan], where: str) -> None:
         )
 
 
-def _expected_shapes(plan: WeightPlan) -> list[tuple[int, ...]]:
-    if plan.sources[0].name == plan.spec.name:
-        return [plan.spec.static_shape]
-    shapes = plan.spec.source_shapes()
-    return [shapes[tensor.name] for tensor in plan.sources]
+def _expected_shapes(spec: InputSpec, stored: list[StoredTensor]) -> list[tuple[int, ...]]:
+    return [spec.whole_shape] if stored[0].name == spec.name else list(spec.source_shapes().values())
 
 
 def read_weight(plan: WeightPlan, dtype: str) -> NDArray:
@@ -111,9 +122,9 @@ def read_weight(plan: WeightPlan, dtype: str) -> NDArray:
 
 
 def read_chunks(plan: WeightPlan, dtype: str) -> Iterator[NDArray]:
-    """The input's content in order, one stored tensor at a time, flat, in `dtype`."""
-    for tensor in plan.sources:
-        yield convert(tensor.read().reshape(-1), dtype, tensor.name)
+    """The input's content in order, one piece at a time, flat, in `dtype`."""
+    for piece in plan.pieces:
+        yield convert(piece.read(), dtype, piece.tensor.name)
 
 
 def convert(array: NDArray, dtype: str, name: str) -> NDArray:
@@ -139,9 +150,14 @@ def num_bytes_of(spec: InputSpec) -> int:
     return math.prod(spec.static_shape) * NUMPY_DTYPES[spec.dtype].itemsize
 
 
-def expert_map(spec: InputSpec) -> NDArray[np.int32]:
-    """Every expert in the slot of its own number: int32 [num_experts]."""
-    return np.arange(spec.static_shape[0], dtype=np.int32)
+def expert_map(spec: InputSpec, layout: Layout = SINGLE, group_rank: int = 0) -> NDArray[np.int32]:
+    """The slot of every expert on the rank, -1 for those of other ranks: int32 [num_experts]."""
+    return np.array(expert_slots(spec.static_shape[0], layout, group_rank), np.int32)
+
+
+def vocab_offset(manifest: Manifest, group_rank: int) -> NDArray[np.int32]:
+    """The first token of which the rank holds the embedding: int32 [1]."""
+    return np.array([manifest.dims.vocab_size // manifest.part.layout.group_size * group_rank], np.int32)
 
 
 def cos_sin_cache(rope: Rope, num_positions: int) -> NDArray[np.float32]:
@@ -150,6 +166,26 @@ def cos_sin_cache(rope: Rope, num_positions: int) -> NDArray[np.float32]:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(rope.attention_factor)
 
 
-def plan_manifest(manifest: Manifest, checkpoint: Checkpoint) -> list[WeightPlan]:
-    """`plan_weights` for the weights of an export."""
-    return plan_weights(manifest.of_kind("weight"), checkpoint, manifest.unused_sources)
+def rank_constants(manifest: Manifest, group_rank: int = 0) -> dict[str, NDArray[np.int32]]:
+    """The inputs that differ by rank and come from no checkpoint, by name."""
+    layout = manifest.part.layout
+    maps = {spec.name: expert_map(spec, layout, group_rank) for spec in manifest.of_kind("expert_map")}
+    return maps | {spec.name: vocab_offset(manifest, group_rank) for spec in manifest.of_kind("vocab_offset")}
+
+
+def plan_manifest(manifest: Manifest, checkpoint: Checkpoint, group_rank: int = 0) -> list[WeightPlan]:
+    """`plan_weights` for the weights of an export, as a rank of its group holds them."""
+    others = _layers_elsewhere(manifest)
+
+    def is_unused(name: str) -> bool:
+        return name in manifest.unused_sources or name.startswith(others)
+
+    specs, group_size = manifest.of_kind("weight"), manifest.part.layout.group_size
+    return plan_weights(specs, checkpoint, is_unused, group_rank, group_size)
+
+
+def _layers_elsewhere(manifest: Manifest) -> tuple[str, ...]:
+    """Prefixes of the layers of other stages."""
+    num_layers = manifest.dims.num_layers
+    held = manifest.part.layers(num_layers)
+    return tuple(f"model.layers.{layer_idx}." for layer_idx in range(num_layers) if layer_idx not in held)

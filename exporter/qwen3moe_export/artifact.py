@@ -14,14 +14,25 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qwen3moe_engine.layout import SINGLE, Layout, Part
 from qwen3moe_engine.manifest import FILE_NAME, FORMAT, Dims, Graph, Manifest, Rope, file_sha256, to_json
+from qwen3moe_engine.sharding import check_layout
+from qwen3moe_engine.stages import stage_folder
 from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import hidden_state_names, unused_sources
+from qwen3moe_export.layout import hidden_state_names, split_sizes, unused_sources
 from qwen3moe_export.onnx_graph import to_onnx
-from qwen3moe_export.onnx_passes import FuseLinear, LowerForTensorRT8, MarkPlugins, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_passes import (
+    FuseAllReduce,
+    FuseLinear,
+    LowerForTensorRT8,
+    MarkPlugins,
+    WidenToFloat32,
+    count_ops,
+)
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
+from qwen3moe_plugins.ops import ALL_REDUCE
 
 GRAPH_NAME = "model.onnx"
 WIDENED_NAME = "model.fp32.onnx"  # for runtimes without 16-bit kernels
@@ -31,34 +42,61 @@ _RECORDED_VERSIONS = ("qwen3moe-export", "torch", "onnx", "onnxscript", "onnx-ir
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """dtype: bf16, fp16 or fp32. takes_embeddings: the graph takes inputs_embeds instead of input_ids."""
+    """dtype: bf16, fp16 or fp32. takes_embeddings: the graph takes inputs_embeds instead of input_ids. layout: of the
+    ranks that the graph is for."""
 
     dtype: str
     takes_embeddings: bool = False
+    layout: Layout = SINGLE
 
 
 def export_onnx(
     config: Qwen3MoeConfig, options: ExportOptions, eos_token_ids: tuple[int, ...], target: Path
 ) -> Manifest:
-    """Writes the graph, the forms of it that some runtimes need, and the manifest into the folder `target`.
+    """Writes the graph, the forms of it that some runtimes need, and the manifest into the folder `target`, or, of a
+    pipeline, each stage's into a folder of its own in it. Returns the manifest, of the first stage.
 
-    Other files in `target` stay. Nothing is written unless everything could be made.
+    Other files in `target` stay. Nothing is written unless everything could be made. Raises InputError if the model
+    does not split as the layout says.
     """
-    captured = capture(config, options.dtype, options.takes_embeddings)
-    model = to_onnx(captured, config)
+    check_layout(options.layout, split_sizes(config))
+    parts = [Part(options.layout, stage) for stage in range(options.layout.pp)]
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
-        folder, graphs = Path(name), {}
-        for form in _forms(model, options.dtype):
-            ir.save(form.model, folder / form.file)
-            opset = form.model.graph.opset_imports[""]
-            sha256 = file_sha256(folder / form.file)
-            graphs[form.file] = Graph(sha256, form.dtype, opset, count_ops(form.model))
-        manifest = _manifest(config, options, captured.interface, graphs, eos_token_ids)
-        (folder / FILE_NAME).write_text(to_json(manifest))
-        for file in (*graphs, FILE_NAME):  # the manifest last: it vouches for the graphs
-            shutil.move(folder / file, target / file)
+        made = [Path(name) / f"{part.stage}" for part in parts]
+        manifests = [
+            _write(config, options, part, eos_token_ids, folder) for part, folder in zip(parts, made, strict=True)
+        ]
+        if len(parts) > 1:
+            # of an export without stages, which would be taken for this one
+            (target / FILE_NAME).unlink(missing_ok=True)
+        for part, folder, manifest in zip(parts, made, manifests, strict=True):
+            _move(folder, manifest, target if len(parts) == 1 else stage_folder(target, part.stage))
+    return manifests[0]
+
+
+def _write(
+    config: Qwen3MoeConfig, options: ExportOptions, part: Part, eos_token_ids: tuple[int, ...], folder: Path
+) -> Manifest:
+    """Everything of one stage, into a new folder."""
+    captured = capture(config, options.dtype, options.takes_embeddings, part)
+    model = to_onnx(captured, config, part)
+    graphs = {}
+    folder.mkdir()
+    for form in _forms(model, options.dtype):
+        ir.save(form.model, folder / form.file)
+        opset = form.model.graph.opset_imports[""]
+        graphs[form.file] = Graph(file_sha256(folder / form.file), form.dtype, opset, count_ops(form.model))
+    manifest = _manifest(config, options, part, captured.interface, graphs, eos_token_ids)
+    (folder / FILE_NAME).write_text(to_json(manifest))
     return manifest
+
+
+def _move(folder: Path, manifest: Manifest, target: Path) -> None:
+    """The manifest last: it vouches for the graphs."""
+    target.mkdir(exist_ok=True)
+    for file in (*manifest.graphs, FILE_NAME):
+        shutil.move(folder / file, target / file)
 
 
 @dataclass(frozen=True)
@@ -76,7 +114,8 @@ def _forms(model: ir.Model, dtype: str) -> list[_Form]:
     if dtype != "fp32":
         forms.append(_Form(WIDENED_NAME, "fp32", WidenToFloat32()(_copy(model)).model))
     if dtype == "fp16":
-        lower = ir.passes.Sequential(FuseLinear(), MarkPlugins(), LowerForTensorRT8())
+        fusions = [FuseLinear(), *([FuseAllReduce()] if ALL_REDUCE.name in count_ops(model) else [])]
+        lower = ir.passes.Sequential(*fusions, MarkPlugins(), LowerForTensorRT8())
         forms.append(_Form(TENSORRT8_NAME, dtype, lower(_copy(model)).model))
     return forms
 
@@ -113,6 +152,7 @@ def read_eos_token_ids(checkpoint: Path) -> tuple[int, ...]:
 def _manifest(
     config: Qwen3MoeConfig,
     options: ExportOptions,
+    part: Part,
     interface: Interface,
     graphs: dict[str, Graph],
     eos_token_ids: tuple[int, ...],
@@ -122,14 +162,15 @@ def _manifest(
     return Manifest(
         format=FORMAT,
         dtype=options.dtype,
+        part=part,
         takes_embeddings=options.takes_embeddings,
         dims=Dims(**fields),
         rope=Rope(tuple(inv_freq.tolist()), attention_factor),
         graphs=graphs,
         inputs=interface.inputs,
         outputs=interface.outputs,
-        hidden_states=tuple(hidden_state_names(config.num_layers).values()),
-        unused_sources=unused_sources(config, options.takes_embeddings),
+        hidden_states=tuple(hidden_state_names(config.num_layers, part).values()),
+        unused_sources=unused_sources(config, options.takes_embeddings, part),
         eos_token_ids=eos_token_ids,
         config_sha256=config.sha256,
         versions={name: version(name) for name in _RECORDED_VERSIONS},

@@ -5,6 +5,7 @@ Owns: the order, names and dynamic dimensions of the graph's inputs. Must not kn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen3moe_engine.manifest import InputSpec, OutputSpec
+from qwen3moe_engine.layout import WHOLE, Part
+from qwen3moe_engine.manifest import KINDS, InputSpec, Manifest, OutputSpec
 from qwen3moe_export.config import Qwen3MoeConfig
-from qwen3moe_export.layout import expert_map_name, kv_cache_name, weight_specs
+from qwen3moe_export.layout import expert_map_name, kv_cache_name, kv_heads_held, layer_of, weight_specs
 from qwen3moe_export.program import Program
 
 TORCH_DTYPES = {
@@ -49,62 +51,72 @@ class Captured:
     dynamic_shapes: dict[str, Any]
 
 
-def interface_of(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool) -> Interface:
+def interface_of(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool, part: Part = WHOLE) -> Interface:
     """`dtype`: bf16, fp16 or fp32, of weights, activations and KV cache."""
-    sparse_layers = [layer_idx for layer_idx in range(config.num_layers) if config.is_sparse(layer_idx)]
-    kv_shape = ("num_blocks", 2, config.num_kv_heads, "block_size", config.head_dim)
-    tokens = (
-        InputSpec("inputs_embeds", "batch", dtype, ("num_tokens", config.hidden_size))
-        if takes_embeddings
-        else InputSpec("input_ids", "batch", "int32", ("num_tokens",))
-    )
+    layers = part.layers(config.num_layers)
+    kv_shape = ("num_blocks", 2, kv_heads_held(config, part), "block_size", config.head_dim)
+    hidden_shape = ("num_tokens", config.hidden_size)
     inputs = (
-        *weight_specs(config, dtype, takes_embeddings),
-        *(InputSpec(expert_map_name(i), "expert_map", "int32", (config.num_experts,)) for i in sparse_layers),
+        *weight_specs(config, dtype, takes_embeddings, part),
+        *(
+            InputSpec(expert_map_name(i), "expert_map", "int32", (config.num_experts,))
+            for i in layers
+            if config.is_sparse(i)
+        ),
         InputSpec("cos_sin_cache", "rope", "fp32", ("num_positions", config.head_dim)),
-        *(InputSpec(kv_cache_name(i), "kv_cache", dtype, kv_shape) for i in range(config.num_layers)),
-        tokens,
-        InputSpec("positions", "batch", "int32", ("num_tokens",)),
-        InputSpec("block_table", "batch", "int32", ("num_seqs", "max_blocks")),
-        InputSpec("cu_seqlens", "batch", "int32", ("num_seqs_plus_1",)),
-        InputSpec("context_lens", "batch", "int32", ("num_seqs",)),
-        InputSpec("logits_indices", "batch", "int32", ("num_logits",)),
+        *(InputSpec(kv_cache_name(i), "kv_cache", dtype, kv_shape) for i in layers),
+        *_step_inputs(part, dtype, hidden_shape, takes_embeddings),
     )
     outputs = (
-        OutputSpec("logits", "fp32", ("num_logits", config.vocab_size)),
-        *(OutputSpec(f"{kv_cache_name(i)}_out", dtype, kv_shape, kv_cache_name(i)) for i in range(config.num_layers)),
+        OutputSpec("logits", "fp32", ("num_logits", config.vocab_size))
+        if part.is_last
+        else OutputSpec("hidden_states_out", dtype, hidden_shape),
+        *(OutputSpec(f"{kv_cache_name(i)}_out", dtype, kv_shape, kv_cache_name(i)) for i in layers),
     )
     return Interface(inputs, outputs)
 
 
-def capture(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool = False) -> Captured:
+def _step_inputs(
+    part: Part, dtype: str, hidden_shape: tuple[str | int, ...], takes_embeddings: bool
+) -> Iterator[InputSpec]:
+    """What changes from step to step, and the rank's place in the vocabulary."""
+    if not part.is_first:
+        yield InputSpec("hidden_states", "hidden_states", dtype, hidden_shape)
+    elif takes_embeddings:
+        yield InputSpec("inputs_embeds", "batch", dtype, hidden_shape)
+    else:
+        if part.layout.group_size > 1:
+            yield InputSpec("vocab_offset", "vocab_offset", "int32", (1,))
+        yield InputSpec("input_ids", "batch", "int32", ("num_tokens",))
+    yield InputSpec("positions", "batch", "int32", ("num_tokens",))
+    yield InputSpec("block_table", "batch", "int32", ("num_seqs", "max_blocks"))
+    yield InputSpec("cu_seqlens", "batch", "int32", ("num_seqs_plus_1",))
+    yield InputSpec("context_lens", "batch", "int32", ("num_seqs",))
+    if part.is_last:
+        yield InputSpec("logits_indices", "batch", "int32", ("num_logits",))
+
+
+def capture(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool = False, part: Part = WHOLE) -> Captured:
     """Traces the program with fake tensors: memory does not depend on the size of the weights."""
-    interface = interface_of(config, dtype, takes_embeddings)
+    interface = interface_of(config, dtype, takes_embeddings, part)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        example = {spec.name: _example(spec) for spec in interface.inputs}
-        arguments = arrange(config, example)
-        shapes = arrange(config, _dynamic_dims(interface))
-        program = torch.export.export(Program(config), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
+        arguments = arrange(interface, {spec.name: _example(spec) for spec in interface.inputs})
+        shapes = arrange(interface, _dynamic_dims(interface))
+        program = torch.export.export(Program(config, part), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
     return Captured(program, interface, shapes)
 
 
-def arrange(config: Qwen3MoeConfig, values: dict[str, Any]) -> dict[str, Any]:
+def arrange(interface: Interface | Manifest, values: dict[str, Any]) -> dict[str, Any]:
     """Values by input name as the keyword arguments of `Program.forward`, in the interface's order."""
-    kv_names = [kv_cache_name(layer_idx) for layer_idx in range(config.num_layers)]
-    sparse_layers = [layer_idx for layer_idx in range(config.num_layers) if config.is_sparse(layer_idx)]
-    weight_names = [
-        name for name in values if name.startswith(("model.", "lm_head.")) and not name.endswith(".expert_map")
-    ]
-    batch = {
-        name: values[name] for name in ("positions", "block_table", "cu_seqlens", "context_lens", "logits_indices")
-    }
+    by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for spec in interface.inputs:
+        by_kind[spec.kind][spec.name] = values[spec.name]
     return {
-        "weights": {name: values[name] for name in weight_names},
-        "expert_maps": {layer_idx: values[expert_map_name(layer_idx)] for layer_idx in sparse_layers},
+        "weights": by_kind["weight"],
+        "expert_maps": {layer_of(name): value for name, value in by_kind["expert_map"].items()},
         "cos_sin_cache": values["cos_sin_cache"],
-        "kv_caches": [values[name] for name in kv_names],
-        "tokens": values["inputs_embeds"] if "inputs_embeds" in values else values["input_ids"],
-        **batch,
+        "kv_caches": {layer_of(name): value for name, value in by_kind["kv_cache"].items()},
+        "step": by_kind["hidden_states"] | by_kind["vocab_offset"] | by_kind["batch"],
     }
 
 

@@ -1,8 +1,8 @@
 """The engine's weight layout: which graph input holds which tensors of a published checkpoint.
 
 Owns: names, shapes and order of the program's weights. One rule packs them all: a weight is the rows of its sources,
-one after the other, seen in its own shape - so packing copies bytes, and any split by rows reads part of a file.
-Must not know torch.
+one after the other, seen in its own shape - so packing copies bytes, and any split by rows reads part of a file. A
+rank's weight is the same rule over its part of each source. Must not know torch.
 
 Legend: H hidden_size, Hq num_heads, Hkv num_kv_heads, D head_dim, E num_experts, I expert or MLP width, V vocab_size.
 """
@@ -10,8 +10,11 @@ Legend: H hidden_size, Hq num_heads, Hkv num_kv_heads, D head_dim, E num_experts
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from qwen3moe_engine.layout import WHOLE, Layout, Part
 from qwen3moe_engine.manifest import InputSpec
+from qwen3moe_engine.sharding import SplitSizes, shard_of
 from qwen3moe_export.config import Qwen3MoeConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -23,13 +26,17 @@ def layer_prefix(layer_idx: int) -> str:
     return f"model.layers.{layer_idx}."
 
 
-def weight_specs(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool = False) -> list[InputSpec]:
-    """Every weight of the program, in the order of its graph inputs. `dtype`: bf16, fp16 or fp32."""
+def weight_specs(
+    config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool = False, part: Part = WHOLE
+) -> list[InputSpec]:
+    """Every weight of the program, in the order of its graph inputs, as one rank holds it. `dtype`: bf16, fp16 or
+    fp32."""
     hidden = config.hidden_size
 
     def weight(name: str, shape: tuple[int, ...], sources: dict[str, int] | None = None, repeat: int = 1) -> InputSpec:
         sources = sources or {name: shape[0]}
-        return InputSpec(name, "weight", dtype, shape, tuple(sources), tuple(sources.values()), repeat)
+        whole = InputSpec(name, "weight", dtype, shape, tuple(sources), tuple(sources.values()), repeat)
+        return whole if part.layout.group_size == 1 else _sharded(whole, part.layout, config.num_kv_heads)
 
     def layer(layer_idx: int) -> Iterator[InputSpec]:
         prefix = layer_prefix(layer_idx)
@@ -70,24 +77,59 @@ def weight_specs(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool = Fa
 
     embedding = weight(EMBEDDING, (config.vocab_size, hidden))
     head = [] if config.tie_word_embeddings else [weight(LM_HEAD, (config.vocab_size, hidden))]
-    layers = [spec for layer_idx in range(config.num_layers) for spec in layer(layer_idx)]
-    return [
-        *([] if EMBEDDING in unused_sources(config, takes_embeddings) else [embedding]),
-        *layers,
-        weight(FINAL_NORM, (hidden,)),
-        *head,
-    ]
+    layers = [spec for layer_idx in part.layers(config.num_layers) for spec in layer(layer_idx)]
+    unused = unused_sources(config, takes_embeddings, part)
+    return [spec for spec in (embedding, *layers, weight(FINAL_NORM, (hidden,)), *head) if spec.name not in unused]
 
 
-def unused_sources(config: Qwen3MoeConfig, takes_embeddings: bool) -> tuple[str, ...]:
-    """Tensors of the checkpoint that the program does not take: the embedding, where the caller embeds."""
-    return (EMBEDDING,) if takes_embeddings and not config.tie_word_embeddings else ()
+def _sharded(whole: InputSpec, layout: Layout, num_kv_heads: int) -> InputSpec:
+    """What one rank holds of `whole`."""
+    shards = tuple(shard_of(source, layout, num_kv_heads) for source in whole.sources)
+    rows = tuple(shard.size_of(n, "rows") for n, shard in zip(whole.source_rows, shards, strict=True))
+    repeat = shards[0].size_of(whole.repeat, "experts")
+    columns = [shards[0].size_of(n, "columns") for n in whole.static_shape[1:][-1:]]
+    leading = (repeat, sum(rows)) if len(whole.shape) == 3 else (sum(rows),)
+    return replace(whole, shape=(*leading, *columns), source_rows=rows, repeat=repeat, shards=shards)
 
 
-def hidden_state_names(num_layers: int) -> dict[str, str]:
+def unused_sources(config: Qwen3MoeConfig, takes_embeddings: bool, part: Part = WHOLE) -> tuple[str, ...]:
+    """Tensors outside the layers that the program does not take: the embedding, where the caller embeds, and those of
+    other stages."""
+    embeds = part.is_first and not takes_embeddings
+    is_used = {
+        EMBEDDING: embeds or (part.is_last and config.tie_word_embeddings),
+        FINAL_NORM: part.is_last,
+        LM_HEAD: part.is_last or config.tie_word_embeddings,  # tied: a checkpoint has none
+    }
+    return tuple(name for name, used in is_used.items() if not used)
+
+
+def split_sizes(config: Qwen3MoeConfig) -> SplitSizes:
+    """What a layout's degrees must divide."""
+    kinds = {config.is_sparse(layer_idx) for layer_idx in range(config.num_layers)}
+    return SplitSizes(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        vocab_size=config.vocab_size,
+        num_layers=config.num_layers,
+        num_experts=config.num_experts if True in kinds else None,
+        expert_width=config.moe_intermediate_size if True in kinds else None,
+        mlp_width=config.intermediate_size if False in kinds else None,
+    )
+
+
+def kv_heads_held(config: Qwen3MoeConfig, part: Part) -> int:
+    """Key/value heads of a rank: a head that several ranks share is on each of them."""
+    return max(1, config.num_kv_heads // part.layout.attention_degree)
+
+
+def hidden_state_names(num_layers: int, part: Part = WHOLE) -> dict[str, str]:
     """By norm weight, the name of what it normalises: what enters each layer, and what enters the final norm."""
-    weights = [f"{layer_prefix(layer_idx)}input_layernorm.weight" for layer_idx in range(num_layers)]
-    return {weight: f"hidden_states.{index}" for index, weight in enumerate([*weights, FINAL_NORM])}
+    names = {
+        f"{layer_prefix(layer_idx)}input_layernorm.weight": f"hidden_states.{layer_idx}"
+        for layer_idx in part.layers(num_layers)
+    }
+    return names | ({FINAL_NORM: f"hidden_states.{num_layers}"} if part.is_last else {})
 
 
 def expert_map_name(layer_idx: int) -> str:
@@ -96,3 +138,8 @@ def expert_map_name(layer_idx: int) -> str:
 
 def kv_cache_name(layer_idx: int) -> str:
     return f"kv_cache.{layer_idx}"
+
+
+def layer_of(name: str) -> int:
+    """The layer that an expert map or a KV cache belongs to."""
+    return next(int(part) for part in name.split(".") if part.isdigit())

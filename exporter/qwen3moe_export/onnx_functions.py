@@ -19,7 +19,18 @@ from onnxscript import FLOAT, INT64, script
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
-from qwen3moe_plugins.ops import ADD_RMS_NORM, DOMAIN, LINEAR, LINEAR_FLOAT32, MOE, PAGED_ATTENTION, RMS_NORM
+from qwen3moe_engine.parallel.python_ops import PYTHON_OP_DOMAIN, collective_name
+from qwen3moe_plugins.ops import (
+    ADD_RMS_NORM,
+    COLLECTIVES,
+    DOMAIN,
+    LINEAR,
+    LINEAR_FLOAT32,
+    MOE,
+    PAGED_ATTENTION,
+    RMS_NORM,
+    OpDecl,
+)
 
 _LOWEST = -3.0e38  # masked scores: finite, so that a fully masked row (padding) does not become NaN
 
@@ -188,4 +199,14 @@ _FUNCTIONS = (PagedAttention, MoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
 
 def local_functions() -> list[onnx.FunctionProto]:
     """One function for each declared operator."""
-    return [function.to_function_proto() for function in _FUNCTIONS]
+    return [*(function.to_function_proto() for function in _FUNCTIONS), *map(_collective, COLLECTIVES)]
+
+
+def _collective(decl: OpDecl) -> onnx.FunctionProto:
+    """No standard operator reaches another rank. The body calls one that the runtime registers under PYTHON_OP_DOMAIN,
+    so that a runtime without it refuses the graph instead of computing one rank's part of the sum."""
+    call = onnx.helper.make_node(collective_name(decl), ["x"], ["found"], domain=PYTHON_OP_DOMAIN)
+    typed = onnx.helper.make_node("CastLike", ["found", "x"], ["out"])  # the type of a foreign operator is unknown
+    opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(PYTHON_OP_DOMAIN, 1)]
+    attributes = [attribute.name for attribute in decl.attributes]
+    return onnx.helper.make_function(DOMAIN, decl.name, ["x"], ["out"], [call, typed], opsets, attributes)

@@ -16,10 +16,13 @@ import onnx_ir as ir
 import torch
 from onnxscript.values import Opset
 
+from qwen3moe_engine.layout import WHOLE, Part
 from qwen3moe_export.capture import Captured
 from qwen3moe_export.config import Qwen3MoeConfig
+from qwen3moe_export.layout import hidden_state_names
 from qwen3moe_export.onnx_functions import local_functions
 from qwen3moe_export.onnx_passes import (
+    INDEX_DTYPES,
     PLUGIN_ATTRIBUTES,
     FuseNorms,
     MarkPlugins,
@@ -34,8 +37,9 @@ from qwen3moe_plugins.ops import ACTIVATION, DOMAIN, OPS, OpDecl
 OPSET = 23  # the one opset whose RMSNormalization torch.onnx emits for every dtype; 20, 21 and 24 decompose it
 
 
-def to_onnx(captured: Captured, config: Qwen3MoeConfig) -> ir.Model:
+def to_onnx(captured: Captured, config: Qwen3MoeConfig, part: Part = WHOLE) -> ir.Model:
     """The model, with the interface's names and no weights. `captured` is consumed."""
+    inputs = captured.interface.inputs
     for decl in OPS:
         _register_schema(decl)
     translations = {getattr(torch.ops.qwen3moe, decl.name).default: _translation(decl) for decl in TORCH_OPS}
@@ -47,24 +51,31 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig) -> ir.Model:
     assert exported is not None
     model = exported.model
     ir.passes.Sequential(
-        NameInterface(captured.interface.inputs, captured.interface.outputs),
-        NameHiddenStates(config.num_layers),
+        NameInterface(inputs, captured.interface.outputs),
+        NameHiddenStates(hidden_state_names(config.num_layers, part)),
         FuseNorms(),
         MarkPlugins(),
     )(model)
+    used = count_ops(model)
     for function in local_functions():
-        model.functions[(function.domain, function.name, "")] = ir.serde.deserialize_function(function)
+        if function.name in used:
+            model.functions[(function.domain, function.name, "")] = ir.serde.deserialize_function(function)
     _strip_traces(model)
-    _check(model, config)
+    _check(model, expected_op_counts(config, part, embeds="input_ids" in {spec.name for spec in inputs}))
     return model
 
 
-def expected_op_counts(config: Qwen3MoeConfig) -> dict[str, int]:
-    num_sparse = sum(config.is_sparse(layer_idx) for layer_idx in range(config.num_layers))
-    # Two norms a layer and the final one; all but the first and the final normalise a sum.
-    norms = {"RMSNorm": 2, "AddRMSNorm": 2 * config.num_layers - 1}
-    # Products become operators only in the forms of the graph that `FuseLinear` makes.
-    return {"PagedAttention": config.num_layers, "MoE": num_sparse, **norms, "Linear": 0, "LinearFloat32": 0}
+def expected_op_counts(config: Qwen3MoeConfig, part: Part, embeds: bool) -> dict[str, int]:
+    """Of the operators in the graph of `part`; `embeds`: it takes token ids. Products become operators only in the
+    forms of the graph that `FuseLinear` makes."""
+    layers, layout = part.layers(config.num_layers), part.layout
+    # Two norms a layer and the final one; all but a stage's first and the final normalise a sum.
+    norms = {"RMSNorm": 1 + part.is_last, "AddRMSNorm": 2 * len(layers) - 1}
+    reductions = len(layers) * (1 + (layout.attention_degree > 1)) + embeds if layout.group_size > 1 else 0
+    gathers = int(part.is_last and layout.group_size > 1)
+    num_sparse = sum(map(config.is_sparse, layers))
+    counts = {"PagedAttention": len(layers), "MoE": num_sparse, **norms, "AllReduce": reductions, "AllGather": gathers}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _register_schema(decl: OpDecl) -> None:
@@ -127,12 +138,13 @@ def _strip_traces(model: ir.Model) -> None:
     model.producer_name, model.producer_version = "qwen3moe-export", None
 
 
-def _check(model: ir.Model, config: Qwen3MoeConfig) -> None:
-    found, expected = count_ops(model), expected_op_counts(config)
+def _check(model: ir.Model, expected: dict[str, int]) -> None:
+    found = count_ops(model)
     if found != expected:
         raise PassError(f"the graph has {found}, not {expected}")
-    if model.graph.initializers:
-        raise PassError(f"the graph holds constants: {list(model.graph.initializers)}")
+    constants = [name for name, value in model.graph.initializers.items() if value.dtype not in INDEX_DTYPES]
+    if constants:
+        raise PassError(f"the graph holds constants other than indices: {constants}")
     unused = [value.name for value in model.graph.inputs if not value.uses()]
     if unused:
         raise PassError(f"inputs that nothing reads: {unused}")

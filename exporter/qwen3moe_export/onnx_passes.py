@@ -8,8 +8,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qwen3moe_engine.manifest import InputSpec, OutputSpec
-from qwen3moe_export.layout import hidden_state_names
-from qwen3moe_plugins.ops import DOMAIN, OPS, PAGED_ATTENTION, PLUGIN_NAMESPACE
+from qwen3moe_plugins.ops import (
+    ADD_RMS_NORM,
+    ALL_REDUCE,
+    ALL_REDUCE_ADD_RMS_NORM,
+    DOMAIN,
+    OPS,
+    PAGED_ATTENTION,
+    PLUGIN_NAMESPACE,
+)
 
 ONNX_DTYPES = {
     "bf16": ir.DataType.BFLOAT16,
@@ -17,6 +24,8 @@ ONNX_DTYPES = {
     "fp32": ir.DataType.FLOAT,
     "int32": ir.DataType.INT32,
 }
+
+INDEX_DTYPES = (ir.DataType.INT32, ir.DataType.INT64)
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": "1"}
 
@@ -60,12 +69,12 @@ class NameInterface(_NamedPass):
 
 
 class NameHiddenStates(_NamedPass):
-    """Requires: each norm weight feeds one node. Ensures: what it normalises is named `hidden_states.N`, N the layer it
-    enters (the number of layers for the final norm, whose rows are those of `logits_indices`)."""
+    """Requires: each norm weight feeds one node. Ensures: what it normalises has the name that `names` gives by weight
+    (for the final norm, whose rows are those of `logits_indices`, too)."""
 
-    def __init__(self, num_layers: int):
+    def __init__(self, names: dict[str, str]):
         super().__init__()
-        self.names = hidden_state_names(num_layers)
+        self.names = names
 
     def edit(self, model: ir.Model) -> int:
         inputs = {value.name: value for value in model.graph.inputs}
@@ -73,7 +82,7 @@ class NameHiddenStates(_NamedPass):
             (use,) = inputs[weight].uses()
             entering = use.node.inputs[0]
             if entering is None or entering.is_graph_input():
-                continue  # embeddings given by the caller keep their input's name
+                continue  # what the caller or the stage before gives keeps its input's name
             entering.name = name
         return len(self.names)
 
@@ -148,6 +157,31 @@ class FuseLinear(_NamedPass):
         ir.convenience.replace_nodes_and_values(graph, product, removed, new, removed[0].outputs, new[-1].outputs)
 
 
+class FuseAllReduce(_NamedPass):
+    """Requires: the graph of a group of ranks, with AddRMSNorm. Ensures: sums over the ranks that only an AddRMSNorm
+    reads are one operator with it, AllReduceAddRMSNorm."""
+
+    def edit(self, model: ir.Model) -> int:
+        norms = [node for node in model.graph if node.op_type == ADD_RMS_NORM.name]
+        return sum(self._replace(model.graph, norm) for norm in norms)
+
+    def _replace(self, graph: ir.Graph, norm: ir.Node) -> bool:
+        first, second, weight = norm.inputs
+        assert first is not None and second is not None
+        for total, residual in ((first, second), (second, first)):
+            reduction = total.producer()
+            is_reduction = reduction is not None and reduction.op_type == ALL_REDUCE.name
+            if reduction is None or not is_reduction or len(total.uses()) > 1 or total.is_graph_output():
+                continue
+            inputs, attributes = [reduction.inputs[0], residual, weight], {"eps": norm.attributes["eps"].as_float()}
+            fused = ir.node(ALL_REDUCE_ADD_RMS_NORM.name, inputs, attributes, domain=DOMAIN, num_outputs=2)
+            ir.convenience.replace_nodes_and_values(
+                graph, norm, [norm, reduction], [fused], norm.outputs, fused.outputs
+            )
+            return True
+        return False
+
+
 class LowerForTensorRT8(_NamedPass):
     """Requires: every operator outside the standard domain has a TensorRT 8.6 plugin. Ensures: opset 17, no functions,
     and no kv_cache outputs, as its plugin writes kv_cache in place."""
@@ -197,20 +231,21 @@ class WidenToFloat32(_NamedPass):
         widened = [value for value in values if value.dtype in narrow]
         for value in widened:
             value.dtype = ir.DataType.FLOAT
+        for node in model.graph:
+            if node.op_type == "Cast" and node.attributes["to"].as_int() in narrow:
+                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
         constants = [
             node
             for node in model.graph
             if any(attr.type == ir.AttributeType.TENSOR for attr in node.attributes.values())
         ]
-        if model.graph.initializers or constants:
+        indices = [value.dtype in INDEX_DTYPES for value in model.graph.initializers.values()]
+        if constants or not all(indices):
             raise PassError("a 16-bit constant would have to be converted: none is expected")
         return len(widened)
 
 
 def count_ops(model: ir.Model) -> dict[str, int]:
-    """How many nodes of each declared operator the graph has."""
-    counts = {decl.name: 0 for decl in OPS}
-    for node in model.graph:
-        if node.domain == DOMAIN:
-            counts[node.op_type] += 1
-    return counts
+    """How many nodes of each declared operator the graph has; none of an operator is no entry."""
+    found = [node.op_type for node in model.graph if node.domain == DOMAIN]
+    return {decl.name: found.count(decl.name) for decl in OPS if decl.name in found}

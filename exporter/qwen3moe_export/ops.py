@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3moe_export.model import attend, rotate, route
-from qwen3moe_plugins.ops import DOMAIN, MOE, PAGED_ATTENTION, OpDecl
+from qwen3moe_plugins.ops import COLLECTIVES, DOMAIN, MOE, PAGED_ATTENTION, OpDecl
 
 
 @torch.library.custom_op(f"{DOMAIN}::PagedAttention", mutates_args=())
@@ -86,6 +86,28 @@ def _(hidden: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(hidden)
 
 
+@torch.library.custom_op(f"{DOMAIN}::AllReduce", mutates_args=())
+def all_reduce(x: Tensor) -> Tensor:
+    """See ALL_REDUCE in qwen3moe_plugins.ops. One rank has no group to sum over: a runtime brings it."""
+    raise NotImplementedError("AllReduce runs between the ranks of a runtime, not in eager torch")
+
+
+@torch.library.custom_op(f"{DOMAIN}::AllGather", mutates_args=())
+def all_gather(x: Tensor, world_size: int) -> Tensor:
+    """See ALL_GATHER in qwen3moe_plugins.ops."""
+    raise NotImplementedError("AllGather runs between the ranks of a runtime, not in eager torch")
+
+
+@all_reduce.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@all_gather.register_fake
+def _(x: Tensor, world_size: int) -> Tensor:
+    return x.new_empty(world_size * x.shape[0], x.shape[1])
+
+
 def _check_signature(op: torch._ops.OpOverload, declaration: OpDecl) -> None:
     """Argument names of the torch operator are the declared inputs and attributes, in order."""
     declared = [decl.name for decl in declaration.inputs] + [decl.name for decl in declaration.attributes]
@@ -94,6 +116,6 @@ def _check_signature(op: torch._ops.OpOverload, declaration: OpDecl) -> None:
 
 
 # The norms are torch's own in the program; the ONNX graph fuses them.
-TORCH_OPS = (PAGED_ATTENTION, MOE)
+TORCH_OPS = (PAGED_ATTENTION, MOE, *COLLECTIVES)
 for _declaration in TORCH_OPS:
     _check_signature(getattr(torch.ops.qwen3moe, _declaration.name).default, _declaration)

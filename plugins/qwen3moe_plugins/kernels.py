@@ -1,4 +1,4 @@
-"""libqwen3moe_kernels through ctypes: the structures and functions of `include/qwen3moe/kernels.h`.
+"""libqwen3moe_kernels through ctypes: the structures of `include/qwen3moe/kernels.h`, and the operators.
 
 Owns: the Python view of the C API. Must not know torch or TensorRT; pointers and the stream are plain integers.
 """
@@ -6,10 +6,10 @@ Owns: the Python view of the C API. Must not know torch or TensorRT; pointers an
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_size_t, c_uint64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
-BF16, FP16 = 0, 1
+BF16, FP16, FP32 = 0, 1, 2
 
 
 class KernelError(RuntimeError):
@@ -54,7 +54,9 @@ LinearShape = _structure(
 )
 LinearTensors = _structure("LinearTensors", [(name, c_void_p) for name in ("x", "weight", "out")])
 FillShape = _structure(
-    "FillShape", [("count", c_uint64), ("seed", c_uint64), ("dtype", c_int32), ("low", c_float), ("high", c_float)]
+    "FillShape",
+    [(name, c_uint64) for name in ("count", "columns", "row_stride", "first", "seed")]
+    + [("dtype", c_int32), ("low", c_float), ("high", c_float)],
 )
 FillTensors = _structure("FillTensors", [("values", c_void_p)])
 SampleShape = _structure("SampleShape", [("num_rows", c_int32), ("vocab_size", c_int32)])
@@ -63,6 +65,11 @@ SampleTensors = _structure(
     [(name, c_void_p) for name in (
         "logits", "temperature", "top_k", "top_p", "min_p", "seed", "offset", "token")],
 )  # fmt: skip
+# Of include/qwen3moe/collective.h; they need a communicator.
+AllReduceShape = _structure("AllReduceShape", [("count", c_int64), ("dtype", c_int32)])
+AllReduceTensors = _structure("AllReduceTensors", [("x", c_void_p), ("out", c_void_p)])
+AllGatherShape = _structure("AllGatherShape", [("count", c_int64), ("dtype", c_int32), ("world_size", c_int32)])
+AllGatherTensors = _structure("AllGatherTensors", [("x", c_void_p), ("out", c_void_p)])
 
 _OPS = {
     "paged_attention": (PagedAttentionShape, PagedAttentionTensors),
@@ -71,6 +78,9 @@ _OPS = {
     "linear": (LinearShape, LinearTensors),
     "fill": (FillShape, FillTensors),
     "sample": (SampleShape, SampleTensors),
+    "all_reduce": (AllReduceShape, AllReduceTensors),
+    "all_reduce_add_rms_norm": (RMSNormShape, RMSNormTensors),
+    "all_gather": (AllGatherShape, AllGatherTensors),
 }
 
 

@@ -5,7 +5,7 @@ are checked against these declarations. Must not know torch, onnx or TensorRT.
 
 Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
 heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table, N rows and K columns of
-a weight.
+a weight, M rows and C columns of any matrix, world_size ranks of the group.
 """
 
 from __future__ import annotations
@@ -148,4 +148,45 @@ LINEAR_FLOAT32 = OpDecl(
     attributes=(),
 )
 
-OPS: tuple[OpDecl, ...] = (PAGED_ATTENTION, MOE, RMS_NORM, ADD_RMS_NORM, LINEAR, LINEAR_FLOAT32)
+# The sum of x over the ranks of the group. A rank has one group at any time, so no attribute names it. Every rank calls
+# with the same shape, in the same order; all get the same bits.
+ALL_REDUCE = OpDecl(
+    name="AllReduce",
+    version=1,
+    inputs=(TensorDecl("x", ACTIVATION, ("T", "H")),),
+    outputs=(TensorDecl("out", ACTIVATION, ("T", "H")),),
+    attributes=(),
+)
+
+# AddRMSNorm of AllReduce(x): what stands between the layers of a group of ranks, as one operator.
+ALL_REDUCE_ADD_RMS_NORM = OpDecl(
+    name="AllReduceAddRMSNorm",
+    version=1,
+    inputs=ADD_RMS_NORM.inputs,
+    outputs=ADD_RMS_NORM.outputs,
+    attributes=ADD_RMS_NORM.attributes,
+)
+
+# The x of every rank of the group, rank after rank: row r * M + m of `out` is row m of rank r.
+ALL_GATHER = OpDecl(
+    name="AllGather",
+    version=1,
+    inputs=(TensorDecl("x", ACTIVATION, ("M", "C")),),
+    outputs=(TensorDecl("out", ACTIVATION, ("world_size M", "C")),),
+    attributes=(AttributeDecl("world_size", "int"),),
+)
+
+OPS: tuple[OpDecl, ...] = (
+    PAGED_ATTENTION,
+    MOE,
+    RMS_NORM,
+    ADD_RMS_NORM,
+    LINEAR,
+    LINEAR_FLOAT32,
+    ALL_REDUCE,
+    ALL_GATHER,
+    ALL_REDUCE_ADD_RMS_NORM,
+)
+
+# What has no local function: a runtime without the operator must fail, as no function of one rank's tensors is right.
+COLLECTIVES: tuple[OpDecl, ...] = (ALL_REDUCE, ALL_GATHER)

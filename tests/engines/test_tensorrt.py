@@ -30,7 +30,7 @@ from qwen3moe_plugins.library import PACKAGE_FOLDER
 pytestmark = pytest.mark.gpu
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "qwen3moe-tiny"
-NUM_SCHEDULES, MAX_PROMPT, MAX_NEW_TOKENS = 50, 30, 18
+NUM_SCHEDULES, MAX_PROMPT, MAX_NEW_TOKENS = 50, 90, 40  # in blocks of 16 tokens
 # Twice what plain torch loses in fp16 at the 99th percentile of this model's logits (make_greedy_golden.py).
 TOLERANCE = 0.1766
 SAMPLING = [
@@ -65,7 +65,7 @@ def built(request, tmp_path_factory) -> Built:
 def executor(request, built) -> Iterator:
     from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 
-    config = TensorRTConfig(num_blocks=24, max_logits=512, cuda_graphs=request.param)
+    config = TensorRTConfig(num_blocks=32, max_logits=512, cuda_graphs=request.param)
     manifest = load_manifest(built.export)
     with TensorRTExecutor(
         built.export, manifest, built.plan, open_checkpoint(CHECKPOINT), config, no_progress
@@ -113,10 +113,8 @@ def test_the_device_draws_what_the_host_would(executor, count):
 
 
 def test_text(built):
-    plain, graphs = (
-        generate(built.export, built.plan),
-        generate(built.export, built.plan, CHECKPOINT, "--cuda-graphs", "--prompt", "Once"),
-    )
+    graphs = generate(built.export, built.plan)
+    plain = generate(built.export, built.plan, CHECKPOINT, "--no-cuda-graphs", "--prompt", "Once")
     assert (plain.exit_code, graphs.exit_code) == (0, 0), plain.output + graphs.output
     assert plain.stdout == graphs.stdout and len(plain.stdout.split()) >= 3
 

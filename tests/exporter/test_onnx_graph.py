@@ -39,9 +39,10 @@ def test_custom_operators_are_single_nodes_with_functions(stages, name, num_moe)
     model = onnx.load(path / "model.onnx")
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     counts = {op.name: sum(node.op_type == op.name for node in nodes) for op in OPS}
-    assert counts == manifest.op_counts
+    assert {name: count for name, count in counts.items() if count} == manifest.op_counts
     assert (counts["PagedAttention"], counts["MoE"]) == (manifest.dims.num_layers, num_moe)
-    assert {(function.domain, function.name) for function in model.functions} == {(DOMAIN, op.name) for op in OPS}
+    functions = {(function.domain, function.name) for function in model.functions}
+    assert functions == {(DOMAIN, name) for name in manifest.op_counts}
     declarations = {op.name: op for op in OPS}
     for node in nodes:
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -72,7 +73,7 @@ def test_the_form_for_tensorrt_8(stages, name, num_linears):
     assert counts == manifest.op_counts | {"Linear": num_linears, "LinearFloat32": 1}
     assert not [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Cast")]
     splits = [node for node in model.graph.node if node.op_type == "Split"]
-    assert len(splits) == manifest.dims.num_layers - manifest.op_counts["MoE"]
+    assert len(splits) == manifest.dims.num_layers - manifest.op_counts.get("MoE", 0)
 
 
 def context_at(opset: int) -> onnx.checker.C.CheckerContext:

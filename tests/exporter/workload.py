@@ -123,7 +123,7 @@ class ProgramExecutor:
 
     def __init__(self, config: Qwen3MoeConfig, manifest: Manifest, checkpoint: Path, num_blocks: int, block_size: int):
         captured = capture(config, manifest.dtype, manifest.takes_embeddings)
-        self._config, self._manifest, self._program = config, manifest, captured.program.module()
+        self._manifest, self._program = manifest, captured.program.module()
         sizes = {"num_blocks": num_blocks, "block_size": block_size}
         self._values = {
             plan.spec.name: as_torch(plan, manifest.dtype)
@@ -143,7 +143,7 @@ class ProgramExecutor:
             inputs["inputs_embeds"] = inputs["inputs_embeds"].to(TORCH_DTYPES[self._manifest.dtype])
         values = self._values | dict(zip(names, self._caches, strict=True)) | inputs
         with torch.no_grad():
-            logits, self._caches = self._program(**arrange(self._config, values))
+            logits, self._caches = self._program(**arrange(self._manifest, values))
         return logits
 
 

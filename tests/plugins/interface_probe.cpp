@@ -50,12 +50,18 @@ void shared_structures() {
     std::printf("TensorFormat %d\n", int(TensorFormat::kLINEAR));
 }
 
-// IExprBuilder is TensorRT's object; its inline `constant` must reach slot 2 of the implementation that it points to.
+// IExprBuilder is TensorRT's object; its inline functions must reach slots 2 and 3 of the implementation that it points
+// to.
 void expr_builder() {
     struct Implementation {
         virtual ~Implementation() = default;
         virtual IDimensionExpr const* constant(int64_t value) {
             std::printf("IExprBuilder::constant %d\n", static_cast<int>(value));
+            return reinterpret_cast<IDimensionExpr const*>(this);
+        }
+        virtual IDimensionExpr const* operation(DimensionOperation op, IDimensionExpr const& first,
+                                                IDimensionExpr const& second) {
+            std::printf("IExprBuilder::operation %d %d\n", int(op), &first == &second);
             return nullptr;
         }
     } implementation;
@@ -63,7 +69,9 @@ void expr_builder() {
         void* vtable;
         Implementation* implementation;
     } builder = {nullptr, &implementation};
-    reinterpret_cast<IExprBuilder*>(&builder)->constant(7);
+    auto* expressions = reinterpret_cast<IExprBuilder*>(&builder);
+    IDimensionExpr const& extent = *expressions->constant(7);
+    expressions->operation(DimensionOperation::kPROD, extent, extent);
 }
 
 #ifdef TRT8

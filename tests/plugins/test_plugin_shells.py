@@ -22,9 +22,12 @@ HIDDEN, EXPERTS, EXPERT_WIDTH = 256, 8, 64
 SIZES = {
     "(Hq + 2 Hkv) D": (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM, "D": HEAD_DIM, "Hkv": NUM_KV_HEADS, "2": 2,
     "block_size": BLOCK_SIZE, "P": 128, "H": HIDDEN, "E": EXPERTS, "E_local": EXPERTS, "I": EXPERT_WIDTH,
-    "2 I": 2 * EXPERT_WIDTH, "K": HIDDEN, "N": 100,
+    "2 I": 2 * EXPERT_WIDTH, "K": HIDDEN, "N": 100, "C": 48,
 }  # fmt: skip
-DYNAMIC = {"T": (1, 8, 64), "B": (1, 2, 4), "B + 1": (2, 3, 5), "num_blocks": (1, 8, 32), "max_blocks": (1, 4, 8)}
+DYNAMIC = {
+    "T": (1, 8, 64), "B": (1, 2, 4), "B + 1": (2, 3, 5), "num_blocks": (1, 8, 32), "max_blocks": (1, 4, 8),
+    "M": (1, 2, 4),
+}  # fmt: skip
 ATTRIBUTES = {
     "PagedAttention": {
         "num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "scale": 0.125, "eps": 1e-6,
@@ -34,6 +37,9 @@ ATTRIBUTES = {
     "AddRMSNorm": {"eps": 1e-6},
     "Linear": {},
     "LinearFloat32": {},
+    "AllReduce": {},
+    "AllGather": {"world_size": 3},
+    "AllReduceAddRMSNorm": {"eps": 1e-6},
 }  # fmt: skip
 ELEMENT_TYPES = {ops.FLOAT32: TensorProto.FLOAT, ops.INT32: TensorProto.INT32}
 ARCHITECTURES = ("SM80", "SM86", "SM89", "SM120")
@@ -179,6 +185,33 @@ def test_output_shapes_and_types(plugin_registry):
     assert {out.dtype, kv_cache_out.dtype} == {trt.DataType.HALF}
 
 
+def test_a_tensor_parallel_block_builds(plugin_registry):
+    """The sum over the ranks between a projection and the norm, whose input it feeds."""
+    nodes = Nodes(TensorProto.BFLOAT16)
+    nodes.inputs |= {
+        "attention": (TensorProto.BFLOAT16, ("T", NUM_HEADS * HEAD_DIM)),
+        "o_proj": (TensorProto.BFLOAT16, (NUM_HEADS * HEAD_DIM, HIDDEN)),
+    }
+    nodes.nodes.append(helper.make_node("MatMul", ["attention", "o_proj"], ["partial"]))
+    nodes.add(ops.ALL_REDUCE, sources={"x": "partial"})
+    nodes.add(ops.ADD_RMS_NORM, sources={"x": "AllReduce.out"})
+    build = Build(nodes)
+    assert build.plan is not None, build.logger.messages
+    assert build.layer_types().count(trt.LayerType.PLUGIN_V3) == 2
+
+
+@pytest.mark.parametrize("activation", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_a_gather_has_the_rows_of_all_ranks(plugin_registry, activation):
+    nodes = Nodes(activation)
+    nodes.add(ops.ALL_GATHER)
+    nodes.inputs["x"] = (activation, (5, "C"))
+    build = Build(nodes)
+    out = build.network.get_output(0)
+    assert tuple(out.shape) == (3 * 5, SIZES["C"])
+    assert out.dtype == build.network.get_input(0).dtype
+    assert build.plan is not None, build.logger.messages
+
+
 @pytest.mark.parametrize(
     ("op", "dtype"), [(ops.LINEAR, trt.DataType.HALF), (ops.LINEAR_FLOAT32, trt.DataType.FLOAT)], ids=["half", "float"]
 )
@@ -201,6 +234,7 @@ def test_a_linear_has_the_rows_of_its_weight_and_its_declared_type(plugin_regist
         (ops.MOE, {"top_k": 9}, "experts a token"),
         (ops.MOE, {"norm_topk_prob": 2}, "got 2 and 1"),
         (ops.MOE, {"norm_topk_prob": 1.0}, "norm_topk_prob is not declared as a float"),
+        (ops.ALL_GATHER, {"world_size": 0}, "attribute world_size"),
     ],
     ids=lambda value: value.name if isinstance(value, ops.OpDecl) else None,
 )

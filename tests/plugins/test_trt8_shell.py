@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 INTERFACE = HERE.parents[1] / "plugins" / "src" / "tensorrt" / "interface_v2.h"
 
 # T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here. Each tensor's pair says
-# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's: fp16, fp32.
+# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's.
 EXPECTED = f"""\
 creators {len(ops.OPS)}
 plugin qwen3moe PagedAttention 1
@@ -43,6 +43,22 @@ type 0
 workspace some
 formats 10 10 01
 enqueue of a wrong rank failed
+plugin qwen3moe AllReduce 1
+output 7 256
+output refused
+type 1
+workspace none
+formats 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe AllGather 1
+output 21 256
+output refused
+type 1
+workspace none
+formats 01 01
+enqueue of a wrong rank failed
+enqueue without a group failed
+enqueue without a group failed
 """
 
 
@@ -64,5 +80,12 @@ def test_plugins_answer_a_builder(built_library, tmp_path):
         ["Linear", "enqueue"],
         ["LinearFloat32", "getOutputDimensions"],
         ["LinearFloat32", "enqueue"],
+        ["AllReduce", "getOutputDimensions"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "getOutputDimensions"],
+        ["AllGather", "enqueue"],
+        ["AllReduce", "enqueue"],
+        ["AllGather", "enqueue"],
         ["MoE", "createPlugin"],
     ]
+    assert sum("this process has no communicator" in error for error in errors) == 2

@@ -25,6 +25,10 @@ int32_t extent(const IDimensionExpr* expression) { return reinterpret_cast<const
 struct ExprImplementation {
     virtual ~ExprImplementation() = default;
     virtual const IDimensionExpr* constant(int32_t size) { return expression(size); }
+    virtual const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                            const IDimensionExpr& second) {
+        return expression(op == DimensionOperation::kPROD ? extent(&first) * extent(&second) : -1);
+    }
 };
 
 struct ExprBuilder {
@@ -104,6 +108,18 @@ void probe(IPluginCreator* creator, const PluginFieldCollection& fields, const S
     clone->destroy();
 }
 
+// A collective in a process that has joined no group.
+void enqueue_alone(IPluginCreator* creator, const PluginFieldCollection& fields) {
+    auto* plugin = static_cast<IPluginV2DynamicExt*>(creator->createPlugin("node", &fields));
+    const std::vector<PluginTensorDesc> descs = descriptors({{7, 256}}, {DataType::kHALF});
+    int32_t memory = 0;
+    const void* inputs[] = {&memory};
+    void* outputs[] = {&memory};
+    const bool ran = plugin->enqueue(descs.data(), nullptr, inputs, outputs, nullptr, nullptr) == 0;
+    std::printf("enqueue without a group %s\n", ran ? "ran" : "failed");
+    plugin->destroy();
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -130,5 +146,11 @@ int main(int, char** arguments) {
     const PluginFieldCollection none = {0, nullptr};
     probe(creators[4], none, {{7, 256}, {48, 256}}, {half, half});
     probe(creators[5], none, {{20, 256}, {48, 256}}, {half, half});
+    probe(creators[6], none, {{7, 256}}, {half});
+    const int32_t world_size = 3;
+    const PluginField gather[] = {{"world_size", &world_size, PluginFieldType::kINT32, 1}};
+    probe(creators[7], {1, gather}, {{7, 256}}, {half});
+    enqueue_alone(creators[6], none);
+    enqueue_alone(creators[7], {1, gather});
     return creators[1]->createPlugin("node", nullptr) == nullptr ? 0 : 1;
 }

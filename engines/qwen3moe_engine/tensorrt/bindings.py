@@ -15,21 +15,21 @@ from qwen3moe_engine.manifest import InputSpec, Manifest
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Stream, free_memory
 from qwen3moe_engine.tensorrt.plan import Limits
 from qwen3moe_engine.tensorrt.step_inputs import StepInputs
-from qwen3moe_engine.weights import cos_sin_cache, expert_map, num_bytes_of
+from qwen3moe_engine.weights import cos_sin_cache, num_bytes_of, rank_constants
 from qwen3moe_plugins.errors import InputError
 
 
 class Bindings:
     """`addresses` by name, those of a step's inputs excepted; `shapes` of the inputs whose shape no step changes."""
 
-    def __init__(self, manifest: Manifest, limits: Limits, stream: Stream):
+    def __init__(self, manifest: Manifest, limits: Limits, stream: Stream, group_rank: int = 0):
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.memory = DeviceMemory()
-        self._manifest, self._limits, self._stream = manifest, limits, stream
+        self._manifest, self._limits, self._stream, self._group_rank = manifest, limits, stream, group_rank
         for spec in manifest.of_kind("weight"):
             self._place(spec)
-        self._place_expert_maps_and_rope()
+        self._place_constants()
 
     def close(self) -> None:
         self.memory.close()
@@ -44,7 +44,8 @@ class Bindings:
             "max_blocks": num_blocks_for(limits.max_context, limits.block_size),
             "num_logits": max_logits,
         }
-        specs = [self._sized(spec, **largest) for spec in self._manifest.of_kind("batch")]
+        kinds = ("hidden_states", "batch")
+        specs = [self._sized(spec, **largest) for kind in kinds for spec in self._manifest.of_kind(kind)]
         return StepInputs(specs, self.memory, self._stream)
 
     def place_kv_pool(self, num_blocks: int | None, reserve_bytes: float) -> int:
@@ -70,8 +71,10 @@ class Bindings:
         self.addresses[spec.name] = self.memory.allocate(num_bytes_of(spec), spec.name)
         self.shapes[spec.name] = spec.static_shape
 
-    def _place_expert_maps_and_rope(self) -> None:
-        arrays: dict[InputSpec, NDArray] = {spec: expert_map(spec) for spec in self._manifest.of_kind("expert_map")}
+    def _place_constants(self) -> None:
+        specs = {spec.name: spec for spec in self._manifest.inputs}
+        constants = rank_constants(self._manifest, self._group_rank)
+        arrays: dict[InputSpec, NDArray] = {specs[name]: array for name, array in constants.items()}
         arrays |= {
             self._sized(spec, num_positions=self._limits.max_context): cos_sin_cache(
                 self._manifest.rope, self._limits.max_context

@@ -14,9 +14,11 @@ from typing import Any
 
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.manifest import FILE_NAME, Manifest, file_sha256
+from qwen3moe_engine.tensorrt.communicator import skipped_collectives
 from qwen3moe_engine.tensorrt.flavour import Flavour, LoadedTensorRT
 from qwen3moe_engine.tensorrt.plan import Limits, PlanInfo
 from qwen3moe_plugins.errors import InputError, name_list
+from qwen3moe_plugins.library import KERNELS, find_library
 
 # Sizes of the dynamic dimensions in a profile: smallest, the one to optimise for, largest.
 Range = tuple[int, int, int]
@@ -37,7 +39,8 @@ def build_plan(
     builder, network, _ = parse(export, manifest, tensorrt)
     plugin_layers = _count_plugins(network, manifest, tensorrt)
     config = _configure(builder, network, manifest, tensorrt, limits, targets)
-    plan = builder.build_serialized_network(network, config)
+    with skipped_collectives(find_library(KERNELS, tensorrt.plugin_library.parent)):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{export}: TensorRT {tensorrt.version} built no plan; its messages stand above")
     content = bytes(plan)

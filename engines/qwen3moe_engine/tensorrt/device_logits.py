@@ -101,6 +101,6 @@ class StepLogits:
 def _columns(draws: Sequence[Draw]) -> dict[str, NDArray]:
     """Parameters by name, [len(draws)] each."""
     params = [given.params for given in draws]
-    values = {name: [getattr(each, name) for each in params] for name in PARAMETERS if name != "offset"}
-    values["offset"] = [given.offset for given in draws]
+    values = {name: [getattr(each, name) or 0 for each in params] for name in PARAMETERS if name != "offset"}
+    values["offset"] = [given.offset for given in draws]  # a greedy row may have no seed
     return {name: np.array(values[name], dtype) for name, dtype in PARAMETERS.items()}

@@ -1,24 +1,21 @@
-"""Weights into device memory: streamed from safetensors, or made there.
+"""Weights into device memory, streamed from safetensors.
 
-Owns: the pinned double buffer and the filling with pseudo-random values. Must not know TensorRT.
+Owns: the pinned double buffer. Must not know TensorRT.
 """
 
 from __future__ import annotations
 
-import math
 import time
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3moe_engine.checkpoint import NUMPY_DTYPES, StoredTensor
-from qwen3moe_engine.manifest import InputSpec
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES
+from qwen3moe_engine.pieces import Piece
 from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
-from qwen3moe_engine.weights import Progress, WeightPlan, convert, num_bytes_of
-from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
+from qwen3moe_engine.weights import Progress, WeightPlan, convert
 
 CHUNK_BYTES = 64 << 20  # of each of two buffers: large enough that a copy runs at the bus's rate
 
@@ -44,11 +41,12 @@ def stream_weights(
     with _DoubleBuffer(stream) as buffers:
         for plan in progress(plans, "loading weights"):
             target = addresses[plan.spec.name]
-            for tensor in plan.sources:
-                for start_element in range(0, tensor.size, CHUNK_BYTES // itemsize):
-                    count = min(CHUNK_BYTES // itemsize, tensor.size - start_element)
-                    buffer = buffers.next_free(count * itemsize)
-                    _read(tensor, start_element, dtype, buffer)
+            for piece in plan.pieces:
+                rows_at_once = max(1, CHUNK_BYTES // itemsize // piece.num_columns)
+                for row in range(0, piece.num_rows, rows_at_once):
+                    part = piece.part(row, rows_at_once)
+                    buffer = buffers.next_free(part.size * itemsize)
+                    _read(part, dtype, buffer)
                     buffers.send(buffer, target)
                     target += buffer.nbytes
                     num_bytes += buffer.nbytes
@@ -56,13 +54,12 @@ def stream_weights(
     return LoadReport(num_bytes, time.perf_counter() - start)
 
 
-def _read(tensor: StoredTensor, start: int, dtype: str, out: NDArray[np.uint8]) -> None:
-    """Elements from `start` on in `dtype`, as many as fill `out`; without a copy where they are stored in it."""
-    if tensor.dtype == dtype:
-        tensor.read_part_into(start, out)
-        return
-    count = out.nbytes // NUMPY_DTYPES[dtype].itemsize
-    out[:] = convert(tensor.read_part(start, count), dtype, tensor.name).view(np.uint8)
+def _read(part: Piece, dtype: str, out: NDArray[np.uint8]) -> None:
+    """Its elements in `dtype`, which fill `out`; without a copy where they are stored in it."""
+    if part.tensor.dtype == dtype:
+        part.read_into(out)
+    else:
+        out[:] = convert(part.read(), dtype, part.tensor.name).view(np.uint8)
 
 
 class _DoubleBuffer:
@@ -93,30 +90,3 @@ class _DoubleBuffer:
         self._stream.to_device(target, self._buffers[self._turn].address, content.nbytes)
         self._sent[self._turn] = self._stream.record()
         self._turn = 1 - self._turn
-
-
-def random_weights(
-    specs: list[InputSpec], addresses: dict[str, int], seed: int, kernels: KernelLibrary, stream: Stream
-) -> LoadReport:
-    """Fills every weight on the device: norms around 1, matrices uniform with variance 1 / columns."""
-    start = time.perf_counter()
-    for spec in specs:
-        low, high = random_range(spec)
-        dtype = {"bf16": BF16, "fp16": FP16}[spec.dtype]
-        shape = FillShape(math.prod(spec.static_shape), random_seed(spec.name, seed), dtype, low, high)
-        kernels.run("fill", shape, FillTensors(addresses[spec.name]), 0, 0, stream.handle)
-    stream.synchronize()
-    return LoadReport(sum(num_bytes_of(spec) for spec in specs), time.perf_counter() - start)
-
-
-def random_range(spec: InputSpec) -> tuple[float, float]:
-    """Lowest and highest value of a random weight."""
-    if "norm" in spec.name:
-        return 0.9, 1.1
-    half_width = math.sqrt(3.0 / spec.static_shape[-1]) if len(spec.shape) > 1 else 0.1
-    return -half_width, half_width
-
-
-def random_seed(name: str, seed: int) -> int:
-    """Of one weight: a different stream for each name."""
-    return (seed << 32) + zlib.crc32(name.encode())

@@ -6,8 +6,9 @@ Owns: where each lies in the block, on the host and on the device. Must not know
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qwen3moe_engine.batch import Batch
+from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream
 from qwen3moe_engine.weights import num_bytes_of
@@ -19,6 +20,7 @@ class StepInputs:
     """For batch inputs no larger than `specs`, whose shapes are the largest. `addresses` by name never change."""
 
     def __init__(self, specs: list[InputSpec], memory: DeviceMemory, stream: Stream):
+        self._specs = specs
         self._offsets: dict[str, int] = {}
         self._capacities: dict[str, int] = {}
         end = 0
@@ -32,11 +34,19 @@ class StepInputs:
     def close(self) -> None:
         self._host.close()
 
-    def send(self, batch: Batch) -> None:
-        """Enqueues the copy. The previous step must have ended: it read the same memory."""
+    def empty_decode_step(self, num_seqs: int, max_blocks: int) -> dict[str, NDArray]:
+        """Of `num_seqs` sequences without a token; there is padding in the place of theirs."""
+        shapes = {"block_table": (num_seqs, max_blocks), "cu_seqlens": (num_seqs + 1,)}
+        return {
+            spec.name: np.zeros(shapes.get(spec.name, (num_seqs, *spec.static_shape[1:])), NUMPY_DTYPES[spec.dtype])
+            for spec in self._specs
+        }
+
+    def send(self, arrays: dict[str, NDArray]) -> None:
+        """Enqueues the copy of every input, by name. The previous step must have ended: it read the same memory."""
         end = 0
-        for name, array in batch.inputs().items():
-            offset = self._offsets[name]
+        for name, offset in self._offsets.items():
+            array = arrays[name]
             assert array.nbytes <= self._capacities[name], (name, array.shape)
             flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
             self._host.bytes[offset : offset + array.nbytes] = flat

@@ -1,7 +1,8 @@
 """The `qwen3moe-export` command.
 
 Owns: the list of subcommands, each in a module of its own that is imported only when it is called (so that those that
-need no torch run without it), and exit codes: 0 done, 1 a comparison failed, 2 bad input or use.
+need no torch run without it), and exit codes: 0 done, 1 a comparison failed, 2 bad input or use, 3 a rank of many
+failed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 
 import click
 
+from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError
 from qwen3moe_plugins.errors import InputError
 
 SUBCOMMANDS = {
@@ -18,6 +20,7 @@ SUBCOMMANDS = {
     "pack": "Rewrite a checkpoint's weights in the engine's layout.",
     "verify": "Compare every stage of the export with the reference.",
     "generate": "Generate text from an export.",
+    "serve": "Serve an export over HTTP, as OpenAI's API has it.",
     "engine": "Build a TensorRT plan from an export.",
     "inspect": "Print a checkpoint, an export or a manifest.",
 }
@@ -29,7 +32,11 @@ _EXTRAS = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "onnxruntime": "onnxruntime",
+    "onnxruntime_extensions": "onnxruntime",
     "cuda": "cuda",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
     "matplotlib": "verify",
     "transformers": "verify",
 }
@@ -39,8 +46,13 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
+class RankFailed(click.ClickException):
+    exit_code = EXIT_CODE
+
+
 class LazyGroup(click.Group):
-    """Imports a subcommand when it is asked for; turns InputError into a one-line message and exit code 2."""
+    """Imports a subcommand when it is asked for; turns InputError into a one-line message and exit code 2, and the
+    failure of a rank into one and exit code 3."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)
@@ -59,6 +71,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except InputError as error:
             raise BadInput(str(error)) from error
+        except RankFailedError as error:
+            raise RankFailed(str(error)) from error
         except OSError as error:
             if error.errno in (None, errno.EPIPE):  # click ends quietly when the reader of a pipe has gone
                 raise

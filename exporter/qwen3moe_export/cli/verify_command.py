@@ -12,8 +12,10 @@ import click
 from rich.console import Console
 
 from qwen3moe_engine.checkpoint import open_checkpoint
-from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.layout import SINGLE, Layout
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tokenizer import FILE_NAME, Tokenizer
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
 from qwen3moe_export.cli.progress import progress, spinner
 from qwen3moe_export.config import load_config
 from qwen3moe_export.verify.compare import Comparison, compare
@@ -36,6 +38,7 @@ _DEFAULT_NEW_TOKENS = 32
     "--export", type=click.Path(path_type=Path), help="An export of CHECKPOINT.  [default: one made for the occasion]"
 )
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="To export in.  [default: the checkpoint's]")
+@layout_options
 @click.option(
     "--against",
     type=click.Choice(["transformers", "none"]),
@@ -72,6 +75,7 @@ def command(
     checkpoint: Path,
     export: Path | None,
     dtype: str | None,
+    layout: Layout | None,
     against: str | None,
     text: Path | None,
     max_new_tokens: int | None,
@@ -95,6 +99,7 @@ def command(
     \b
     Examples:
       qwen3moe-export verify Qwen3-30B-A3B --report report.html
+      qwen3moe-export verify Qwen3-30B-A3B --tp 2
       qwen3moe-export verify Qwen3-30B-A3B --dtype fp16 --write-golden fp16.safetensors
     On a machine without torch:
       qwen3moe-export verify Qwen3-30B-A3B --export export --golden fp16.safetensors
@@ -112,7 +117,7 @@ def command(
         comparison = _compare_with_golden(checkpoint, export, golden, plan, plugins)
     else:
         _refuse({"--executor": executor, "--plan": plan, "--plugins": plugins}, "goes with --golden")
-        with _subject(checkpoint, export, dtype) as subject:
+        with _subject(checkpoint, export, dtype, layout) as subject:
             inputs = _inputs(subject, text, max_new_tokens or _DEFAULT_NEW_TOKENS)
             comparison = _compare_stages(subject, inputs, against, write_golden)
     print_table(comparison, Console())
@@ -129,7 +134,7 @@ def command(
 def _compare_with_golden(
     checkpoint: Path, export: Path, path: Path, plan: Path | None, plugins: Path | None
 ) -> Comparison:
-    manifest = load_manifest(export)
+    manifest = load_stages(export)[0].manifest
     with spinner("reading the bundle"):
         golden = read_golden(path)
     check_export(manifest, export, golden.origin.config_sha256, path)
@@ -164,12 +169,13 @@ def _compare_stages(subject: Subject, inputs: Inputs, against: str | None, write
 
 
 @contextlib.contextmanager
-def _subject(checkpoint: Path, export: Path | None, dtype: str | None) -> Iterator[Subject]:
+def _subject(checkpoint: Path, export: Path | None, dtype: str | None, layout: Layout | None) -> Iterator[Subject]:
     """The checkpoint with the given export, or with one that lasts as long as the context."""
     config = load_config(checkpoint)
     open_checkpoint(checkpoint)  # before anything that takes long
     if export is not None:
-        manifest = load_manifest(export)
+        manifest = load_stages(export)[0].manifest
+        require_layout(layout, manifest, export)
         if dtype not in (None, manifest.dtype):
             raise InputError(
                 "--dtype", got=dtype, expected=f"{manifest.dtype} as in {export}", remedy="leave it away with --export"
@@ -180,7 +186,8 @@ def _subject(checkpoint: Path, export: Path | None, dtype: str | None) -> Iterat
         with spinner("exporting"):
             from qwen3moe_export.artifact import ExportOptions, export_onnx
 
-            manifest = export_onnx(config, ExportOptions(dtype or config.dtype), (), Path(folder))
+            options = ExportOptions(dtype or config.dtype, layout=layout or SINGLE)
+            manifest = export_onnx(config, options, (), Path(folder))
         yield Subject(config, checkpoint, Path(folder), manifest)
 
 

@@ -5,6 +5,7 @@ Owns: the block tables of the schedule. Must not know which executor it drives, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -43,9 +44,9 @@ def executor_stage(
     what enters each layer and the final norm among its `execute_all`'s outputs; none if it cannot show them."""
 
     def run(inputs: Inputs) -> StageOutputs:
-        executor = open_executor(num_blocks_needed(inputs))
-        logits, states = _run_schedule(executor, inputs, hidden_states)
-        return StageOutputs(logits, states, _generate(executor, inputs, vocab_size))
+        with contextlib.closing(open_executor(num_blocks_needed(inputs))) as executor:
+            logits, states = _run_schedule(executor, inputs, hidden_states)
+            return StageOutputs(logits, states, _generate(executor, inputs, vocab_size))
 
     return Stage(description, run)
 

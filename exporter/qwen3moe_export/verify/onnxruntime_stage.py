@@ -12,13 +12,17 @@ from pathlib import Path
 from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.onnxruntime_executor import COMPUTE_DTYPE, OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.parallel.executor import ParallelExecutor
+from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 from qwen3moe_engine.weights import no_progress
 from qwen3moe_export.verify.executor_stage import BLOCK_SIZE, executor_stage
 from qwen3moe_export.verify.stages import Precision, Stage, StageDescription
 
 
 def onnxruntime_stage(export: Path, manifest: Manifest, checkpoint: Checkpoint, weights: str) -> Stage:
-    """`weights`: as in `Precision.weights`."""
+    """On as many ranks as the export in the folder `export` is for. `weights`: as in `Precision.weights`."""
+    if manifest.part.layout.world_size > 1:
+        return _parallel_stage(export, manifest, checkpoint, weights)
     description = StageDescription("ONNX Runtime", Precision(weights, COMPUTE_DTYPE), "judged")
     shows_hidden_states = find_spec("onnx_ir") is not None
 
@@ -30,6 +34,16 @@ def onnxruntime_stage(export: Path, manifest: Manifest, checkpoint: Checkpoint, 
 
     names = manifest.hidden_states if shows_hidden_states else ()
     return executor_stage(description, open_executor, manifest.dims.vocab_size, names)
+
+
+def _parallel_stage(export: Path, manifest: Manifest, checkpoint: Checkpoint, weights: str) -> Stage:
+    name = f"ONNX Runtime, {manifest.part.layout}"
+    description = StageDescription(name, Precision(weights, COMPUTE_DTYPE), "judged")
+
+    def open_executor(num_blocks: int) -> ParallelExecutor:
+        return ParallelExecutor(onnxruntime_ranks(export, checkpoint.path, OnnxRuntimeConfig(num_blocks, BLOCK_SIZE)))
+
+    return executor_stage(description, open_executor, manifest.dims.vocab_size)
 
 
 def _expose_hidden_states(export: Path, manifest: Manifest, folder: Path) -> Path:

@@ -49,6 +49,9 @@ class ProgramExecutor:
     def execute(self, batch: Batch) -> HostLogits:
         return HostLogits(self.execute_all(batch)["logits"])
 
+    def close(self) -> None:
+        """Nothing outlives the object."""
+
     @torch.no_grad()
     def execute_all(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """Every output but the KV caches, and the hidden states, all fp32, by name."""

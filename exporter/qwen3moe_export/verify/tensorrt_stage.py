@@ -21,7 +21,7 @@ def tensorrt_stage(
     max_tokens = load_plan_info(plan).limits.max_tokens
 
     def open_executor(num_blocks: int) -> TensorRTExecutor:
-        config = TensorRTConfig(num_blocks, max_logits=max_tokens)
+        config = TensorRTConfig(num_blocks, max_logits=max_tokens, cuda_graphs=False)  # few steps of each size
         return TensorRTExecutor(export, manifest, plan, checkpoint, config, no_progress, plugins)
 
     description = StageDescription("TensorRT", Precision(weights, manifest.dtype), "judged")

@@ -133,6 +133,22 @@ const OpDecl kLinearFloat32Decl = {
     {},
 };
 
+const OpDecl kAllReduceDecl = {
+    "AllReduce", {{"x", kActivation, {"T", "H"}}}, {{"out", kActivation, {"T", "H"}}}, {}, {},
+};
+
+const OpDecl kAllGatherDecl = {
+    "AllGather",
+    {{"x", kActivation, {"M", "C"}}},
+    {{"out", kActivation, {"world_size M", "C"}}},
+    {{"world_size", AttributeType::kInt}},
+    {},
+};
+
+const OpDecl kAllReduceAddRMSNormDecl = {
+    "AllReduceAddRMSNorm", kAddRMSNormDecl.inputs, kAddRMSNormDecl.outputs, kAddRMSNormDecl.attributes, {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -142,8 +158,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,    &kRMSNormDecl,
-                                              &kAddRMSNormDecl,     &kLinearDecl, &kLinearFloat32Decl};
+    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,       &kRMSNormDecl,
+                                              &kAddRMSNormDecl,     &kLinearDecl,    &kLinearFloat32Decl,
+                                              &kAllReduceDecl,      &kAllGatherDecl, &kAllReduceAddRMSNormDecl};
     write_list(out, decls, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }

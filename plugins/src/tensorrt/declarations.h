@@ -49,6 +49,9 @@ extern const OpDecl kRMSNormDecl;
 extern const OpDecl kAddRMSNormDecl;
 extern const OpDecl kLinearDecl;
 extern const OpDecl kLinearFloat32Decl;
+extern const OpDecl kAllReduceDecl;
+extern const OpDecl kAllGatherDecl;
+extern const OpDecl kAllReduceAddRMSNormDecl;
 
 std::string declarations_as_json();
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "op.h"
 
@@ -65,26 +66,41 @@ DataType output_type(const OpDecl& decl, int32_t index, DataType activation) {
     return decl.outputs[index].dtype == DeclaredType::kFloat32 ? DataType::kFLOAT : activation;
 }
 
+// The extent of the inputs' dimension `symbol`; null if they have none of the name.
 template <typename DimsExprs>
 auto input_extent(const OpDecl& decl, std::string_view symbol, const DimsExprs* inputs) {
+    using Extent = std::remove_reference_t<decltype(inputs->d[0])>;
     for (int32_t i = 0; i < decl.num_inputs(); ++i) {
         const std::vector<const char*>& shape = decl.inputs[i].shape;
         const auto axis = std::find(shape.begin(), shape.end(), symbol);
-        if (axis != shape.end()) return inputs[i].d[axis - shape.begin()];
+        if (axis != shape.end()) return Extent{inputs[i].d[axis - shape.begin()]};
     }
-    throw std::logic_error("no input has the dimension " + std::string(symbol));
+    return Extent{nullptr};
 }
 
-// Output `index`'s shape in terms of the inputs': an extent is an input's, or one that the attributes fix.
-template <typename DimsExprs, typename ExprBuilder>
+// An extent that the attributes fix, an input's, or a product of two such: "world_size N".
+template <typename DimensionOperation, typename DimsExprs, typename ExprBuilder>
+auto output_extent(const OpDecl& decl, const Sizes& fixed, std::string_view symbol, const DimsExprs* inputs,
+                   ExprBuilder& builder) -> std::remove_const_t<decltype(input_extent(decl, symbol, inputs))> {
+    if (fixed.has(symbol)) return builder.constant(fixed[symbol]);
+    if (const auto extent = input_extent(decl, symbol, inputs); extent != nullptr) return extent;
+    const size_t space = symbol.find(' ');
+    if (space == symbol.npos) throw std::logic_error("no input has the dimension " + std::string(symbol));
+    const auto factor = [&](std::string_view name) {
+        return output_extent<DimensionOperation>(decl, fixed, name, inputs, builder);
+    };
+    return builder.operation(DimensionOperation::kPROD, *factor(symbol.substr(0, space)),
+                             *factor(symbol.substr(space + 1)));
+}
+
+template <typename DimensionOperation, typename DimsExprs, typename ExprBuilder>
 DimsExprs output_shape(const Op& op, const Attributes& attributes, size_t index, const DimsExprs* inputs,
                        ExprBuilder& builder) {
     const OpDecl& decl = op.decl();
     const Sizes fixed = op.fixed_sizes(attributes);
     DimsExprs output = {};
     for (const char* symbol : decl.outputs[index].shape) {
-        output.d[output.nbDims++] =
-            fixed.has(symbol) ? builder.constant(fixed[symbol]) : input_extent(decl, symbol, inputs);
+        output.d[output.nbDims++] = output_extent<DimensionOperation>(decl, fixed, symbol, inputs, builder);
     }
     return output;
 }

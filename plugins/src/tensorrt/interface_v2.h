@@ -16,6 +16,7 @@ constexpr int32_t kTensorRTVersion = 8600;  // 8.6.0: major * 1000 + minor * 100
 constexpr int32_t kV2DynamicExt = 3;        // in the top byte of a plugin's getTensorRTVersion
 
 enum class DataType : int32_t { kFLOAT = 0, kHALF = 1, kINT32 = 3 };
+enum class DimensionOperation : int32_t { kPROD = 1 };
 enum class TensorFormat : int32_t { kLINEAR = 0 };
 enum class PluginFieldType : int32_t { kFLOAT32 = 1, kFLOAT64 = 2, kINT32 = 5, kUNKNOWN = 8, kINT64 = 10 };
 
@@ -56,16 +57,23 @@ struct DimsExprs {
     const IDimensionExpr* d[Dims::MAX_DIMS];
 };
 
-// TensorRT's own object: a vtable, then a pointer to an implementation whose third virtual function is `constant`.
+// TensorRT's own object: a vtable, then a pointer to an implementation whose third and fourth virtual functions are
+// `constant` and `operation`.
 class IExprBuilder {
    public:
     const IDimensionExpr* constant(int32_t value) noexcept { return implementation_->constant(value); }
+    const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                    const IDimensionExpr& second) noexcept {
+        return implementation_->operation(op, first, second);
+    }
 
    protected:
     class Implementation {
        public:
         virtual ~Implementation() = default;
         virtual const IDimensionExpr* constant(int32_t value) = 0;
+        virtual const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                                const IDimensionExpr& second) = 0;
     };
     virtual ~IExprBuilder() = 0;
     Implementation* implementation_;

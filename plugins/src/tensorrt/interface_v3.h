@@ -14,6 +14,7 @@ namespace qwen3moe::trt {
 using cudaStream_t = CUstream_st*;
 
 enum class DataType : int32_t { kFLOAT = 0, kHALF = 1, kINT32 = 3, kBF16 = 7, kINT64 = 8 };
+enum class DimensionOperation : int32_t { kPROD = 1 };
 enum class TensorFormat : int32_t { kLINEAR = 0 };
 enum class PluginFieldType : int32_t { kFLOAT32 = 1, kFLOAT64 = 2, kINT32 = 5, kUNKNOWN = 8, kINT64 = 10 };
 enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 };
@@ -62,16 +63,23 @@ struct DimsExprs {
     const IDimensionExpr* d[Dims::MAX_DIMS];
 };
 
-// TensorRT's own object: a vtable, then a pointer to an implementation whose third virtual function is `constant`.
+// TensorRT's own object: a vtable, then a pointer to an implementation whose third and fourth virtual functions are
+// `constant` and `operation`.
 class IExprBuilder {
    public:
     const IDimensionExpr* constant(int64_t value) noexcept { return implementation_->constant(value); }
+    const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                    const IDimensionExpr& second) noexcept {
+        return implementation_->operation(op, first, second);
+    }
 
    protected:
     class Implementation {
        public:
         virtual ~Implementation() = default;
         virtual const IDimensionExpr* constant(int64_t value) = 0;
+        virtual const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                                const IDimensionExpr& second) = 0;
     };
     virtual ~IExprBuilder() = 0;
     Implementation* implementation_;

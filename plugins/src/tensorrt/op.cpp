@@ -59,7 +59,8 @@ bool takes(const TensorDecl& decl, ElementType dtype, ElementType activation) {
 int32_t kernel_dtype(ElementType activation) {
     if (activation == ElementType::kBf16) return QWEN3MOE_BF16;
     if (activation == ElementType::kFp16) return QWEN3MOE_FP16;
-    throw std::invalid_argument("activations must be bf16 or fp16");
+    if (activation == ElementType::kFloat32) return QWEN3MOE_FP32;
+    throw std::invalid_argument("activations must be bf16, fp16 or fp32");
 }
 
 void expect_success(int32_t status) {

@@ -53,6 +53,11 @@ struct Buffers {
 class Op {
    public:
     virtual const OpDecl& decl() const = 0;
+    virtual bool takes_activation(ElementType dtype) const {
+        return dtype == ElementType::kBf16 || dtype == ElementType::kFp16;
+    }
+    // TensorRT 8.6 converts activations as it finds fastest, so there each operator takes one type. It has no bf16.
+    virtual ElementType only_activation_of_trt8() const { return ElementType::kFp16; }
     // Throws if no kernel can take the attributes, whatever the tensors.
     virtual void check(const Attributes& attributes) const = 0;
     // The symbols whose sizes the attributes fix.
@@ -82,5 +87,8 @@ extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
 extern const Op& kLinear;
 extern const Op& kLinearFloat32;
+extern const Op& kAllReduce;
+extern const Op& kAllGather;
+extern const Op& kAllReduceAddRMSNorm;
 
 }  // namespace qwen3moe

@@ -50,9 +50,12 @@ class PluginV3 final : public trt::IPluginV3,
     int32_t getAliasedInput(int32_t output) noexcept override { return decl().aliased_input(output); }
 
     int32_t getOutputDataTypes(trt::DataType* output_types, int32_t num_outputs, const trt::DataType* input_types,
-                               int32_t) const noexcept override {
-        for (int32_t i = 0; i < num_outputs; ++i) output_types[i] = output_type(decl(), i, input_types[0]);
-        return kOk;
+                               int32_t num_inputs) const noexcept override {
+        return guarded(name(), "getOutputDataTypes", kFailed, [&] {
+            QWEN3MOE_EXPECT(num_inputs, ==, decl().num_inputs(), "number of inputs");
+            for (int32_t i = 0; i < num_outputs; ++i) output_types[i] = output_type(decl(), i, input_types[0]);
+            return kOk;
+        });
     }
 
     int32_t getOutputShapes(const trt::DimsExprs* inputs, int32_t num_inputs, const trt::DimsExprs*, int32_t,
@@ -60,7 +63,9 @@ class PluginV3 final : public trt::IPluginV3,
                             trt::IExprBuilder& builder) noexcept override {
         return guarded(name(), "getOutputShapes", kFailed, [&] {
             expect_ranks(decl(), inputs, num_inputs);
-            for (int32_t i = 0; i < num_outputs; ++i) outputs[i] = output_shape(op_, attributes_, i, inputs, builder);
+            for (int32_t i = 0; i < num_outputs; ++i) {
+                outputs[i] = output_shape<trt::DimensionOperation>(op_, attributes_, i, inputs, builder);
+            }
             return kOk;
         });
     }
@@ -70,8 +75,7 @@ class PluginV3 final : public trt::IPluginV3,
         return guarded(name(), "supportsFormatCombination", false, [&] {
             QWEN3MOE_EXPECT(num_inputs, ==, decl().num_inputs(), "number of inputs");
             const ElementType activation = element_type(tensors[0].desc.type);
-            const bool supported = activation == ElementType::kBf16 || activation == ElementType::kFp16;
-            return supported && takes(decl(), position, tensors[position].desc, activation);
+            return op_.takes_activation(activation) && takes(decl(), position, tensors[position].desc, activation);
         });
     }
 
@@ -168,9 +172,11 @@ class CreatorV3 final : public trt::IPluginCreatorV3One {
 extern "C" qwen3moe::trt::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        linear(kLinear), linear_float32(kLinearFloat32);
-    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe,    &rms_norm,
-                                                             &add_rms_norm,    &linear, &linear_float32};
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather),
+        all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe,        &rms_norm,
+                                                             &add_rms_norm,    &linear,     &linear_float32,
+                                                             &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

@@ -1,0 +1,1 @@
+"""Ranks: one process each, one group of shared collectives, one that schedules."""

@@ -1,0 +1,66 @@
+"""A rank that runs ONNX Runtime on its share of the cores.
+
+Owns: what such ranks must agree on, and opening the executor of a rank's stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from qwen3moe_engine.checkpoint import open_checkpoint
+from qwen3moe_engine.manifest import FILE_NAME, file_sha256
+from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.parallel.board import Board, State
+from qwen3moe_engine.parallel.rank import Facts, Place
+from qwen3moe_engine.parallel.shared_group import SharedGroup
+from qwen3moe_engine.stages import ExportedStage, load_stages
+from qwen3moe_engine.weights import WeightPlan
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeRank:
+    """Implements `RankSpec`. export: the folder of all stages; weights: the checkpoint. config: num_threads 0 is the
+    rank's share of the cores."""
+
+    place: Place
+    export: Path
+    weights: Path
+    config: OnnxRuntimeConfig
+
+    def facts(self) -> Facts:
+        packages = ("qwen3moe-export", "onnxruntime", "onnxruntime-extensions")
+        shared = {package: version(package) for package in packages}
+        shared |= {"layout": str(self.place.layout), "checkpoint": open_checkpoint(self.weights).headers_sha256[:12]}
+        return Facts(shared, {FILE_NAME: file_sha256(self._stage().folder / FILE_NAME)[:12]})
+
+    def open(self, group: SharedGroup, board: Board) -> OnnxRuntimeExecutor:
+        stage, layout = self._stage(), self.place.layout
+        threads = self.config.num_threads or max(1, (os.cpu_count() or 1) // layout.world_size)
+
+        def signs_of_life(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
+            for plan in plans:
+                board.enter(State.STARTING)
+                yield plan
+
+        return OnnxRuntimeExecutor(
+            stage.folder,
+            stage.manifest,
+            open_checkpoint(self.weights),
+            replace(self.config, num_threads=threads),
+            signs_of_life,
+            group=group if layout.group_size > 1 else None,
+            group_rank=self.place.group_rank,
+        )
+
+    def _stage(self) -> ExportedStage:
+        return load_stages(self.export)[self.place.part.stage]
+
+
+def onnxruntime_ranks(export: Path, weights: Path, config: OnnxRuntimeConfig) -> list[OnnxRuntimeRank]:
+    """One for every rank of the export's layout."""
+    layout = load_stages(export)[0].manifest.part.layout
+    return [OnnxRuntimeRank(Place(rank, layout), export, weights, config) for rank in range(layout.world_size)]

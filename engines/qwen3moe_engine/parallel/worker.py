@@ -1,0 +1,82 @@
+"""The process of a rank other than 0: it does what rank 0 says, and ends with it.
+
+Owns: the messages to rank 0, and this process's end. Must not know requests or scheduling.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+
+from qwen3moe_engine.parallel.board import Board, GroupEndedError, State
+from qwen3moe_engine.parallel.mailbox import Mailbox
+from qwen3moe_engine.parallel.rank import RankSpec, RankStep, SharedMemory, start_rank
+from qwen3moe_plugins.errors import InputError
+
+_TICK_SECONDS = 0.5  # between signs of life of an idle rank
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A rank that has loaded its part: blocks of its KV pool, bytes of the checkpoint that it read."""
+
+    num_blocks: int
+    num_bytes_read: int
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a rank ends. is_input: the user can mend it."""
+
+    text: str
+    is_input: bool
+
+
+def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection) -> None:
+    """What a rank's process runs. It sends rank 0 its `Facts`, awaits consent, sends `Ready` and follows; at any time
+    it may send `Trouble` and end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; rank 0 decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    board = Board(memory.board, len(memory.channels), spec.place.rank)
+    try:
+        board.enter(State.STARTING)
+        connection.send(spec.facts())
+        connection.recv_bytes()
+        step, runner = start_rank(spec, memory, board)
+        connection.send(Ready(runner.num_blocks, runner.num_bytes_read))
+        _follow(step, Mailbox(memory.mailbox), connection, board)
+        runner.close()
+    except (GroupEndedError, EOFError, ConnectionError):
+        pass  # rank 0 knows why, or is no more
+    except InputError as error:
+        connection.send(Trouble(str(error), is_input=True))
+    except Exception as error:
+        if not board.has_ended:  # else it is a consequence
+            traceback.print_exc()
+            connection.send(Trouble(f"{type(error).__name__}: {error}", is_input=False))
+
+
+def _follow(step: RankStep, mailbox: Mailbox, connection: Connection, board: Board) -> None:
+    """Every step that rank 0 announces by its number, until it announces none."""
+    while True:
+        board.enter(State.IDLE)
+        if not connection.poll(_TICK_SECONDS):
+            continue
+        number = int.from_bytes(connection.recv_bytes(), "little")
+        if number == 0:
+            return
+        board.enter(State.RUNNING, number)
+        step.follow(mailbox.read())
+
+
+def _die_with_parent() -> None:
+    """Rank 0 may end without a word; whatever this process is in, it must not outlive it."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

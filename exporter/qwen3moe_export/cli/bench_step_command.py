@@ -1,0 +1,61 @@
+"""`qwen3moe-export bench step`: decode steps of an engine, beside the bound and a peer. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen3moe_engine.bench.bound import decode_bound_ms
+from qwen3moe_engine.bench.steps import num_new_tokens
+from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.layout import Layout
+from qwen3moe_export.cli.bench_table import Row, make_row, open_clock, parse_sizes, read_peer, report
+from qwen3moe_export.cli.executors import executor_options, open_export, weights_option
+from qwen3moe_export.cli.layout_options import layout_options, require_layout
+
+CASES = "1x1024,8x1024,32x1024,64x1024,128x1024,256x1024,1x8000,8x8000"
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("export", type=_PATH)
+@weights_option
+@executor_options
+@layout_options
+@click.option("--cases", default=CASES, show_default=True, help="BATCHxCONTEXT, with commas between.")
+@click.option("--steps", "num_steps", type=click.IntRange(1), default=64, show_default=True, help="Timed of each case.")
+@click.option("--bandwidth", type=float, default=4.3e12, show_default=True, help="Of memory, bytes/s, for the bound.")
+@click.option("--peer", type=_PATH, help="A JSON object: a peer's milliseconds by case.")
+@click.option("--json", "json_path", type=_PATH, help="Where to write the rows.")
+def command(
+    options: EngineOptions,
+    layout: Layout | None,
+    export: Path,
+    weights: Path | None,
+    cases: str,
+    num_steps: int,
+    bandwidth: float,
+    peer: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Time of a decode step of EXPORT by batch and context: the whole engine, sampler included.
+
+    \b
+    Example:
+      qwen3moe-export bench step export --executor tensorrt --plan engine.plan --random-weights 7 --peer vllm.json
+    """
+    peers, wanted = read_peer(peer), parse_sizes(cases, "--cases", 2, "1x1024,8x1024")
+    opened = open_export(export, weights, options, None)
+    require_layout(layout, opened.manifest, export)
+    max_step_tokens = opened.capacity.max_step_tokens
+    new = {(batch, context): num_new_tokens(batch, context, num_steps, max_step_tokens) for batch, context in wanted}
+    clock = open_clock(opened, [(batch, context + count) for (batch, context), count in new.items()])
+
+    def measure(case: list[int]) -> Row:
+        batch, context = case
+        times, name = clock.decode(batch, context, num_steps), f"{batch}x{context}"
+        bound = decode_bound_ms(opened.manifest, batch, context, bandwidth)
+        return make_row(name, times, batch, bound, peers.get(name))
+
+    report(wanted, measure, json_path)
