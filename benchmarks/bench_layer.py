@@ -183,7 +183,7 @@ class Step:
 
 
 def step_ms(step: Step, without: str | None = None) -> float:
-    """The median replay of the step's graph, one operator left out; after 0.1 s of replays, as clocks take their time."""
+    """The median replay of the step's graph, one operator left out; the first third of 0.3 s is warm-up."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for op, call in step.calls:

@@ -3,6 +3,9 @@
  * Every pointer is device memory. No call allocates, synchronises or reads device memory on the host, so each may be
  * captured into a CUDA graph. The operators are those declared in qwen3moe_plugins/ops.py, in the same terms.
  * Scratch memory comes from the caller: ask the *_workspace_size function, which depends on shapes alone.
+ * From compute capability 9.0 on, kernels start before those ahead of them in the stream have ended, and then read what
+ * is marked "early". That must not be written by a launch of this library just ahead: between its writing and its first
+ * use lies at least one launch or copy that waits for all before it, or the end of a graph. What is not marked may be.
  * A status is 0 (success) or an error; qwen3moe_last_error() then names, for the calling thread, what was wrong.
  */
 #ifndef QWEN3MOE_KERNELS_H
@@ -50,14 +53,14 @@ typedef struct {
 
 typedef struct {
     const void* qkv;             /* [T, (Hq + 2 Hkv) * D] */
-    const void* q_norm_weight;   /* [D] */
-    const void* k_norm_weight;   /* [D] */
-    const float* cos_sin_cache;  /* [P, D]: D/2 cosines, then D/2 sines */
+    const void* q_norm_weight;   /* [D], early */
+    const void* k_norm_weight;   /* [D], early */
+    const float* cos_sin_cache;  /* [P, D]: D/2 cosines, then D/2 sines; early */
     const int32_t* positions;    /* [T] */
-    void* kv_cache;              /* [num_blocks, 2, Hkv, block_size, D], read and written */
-    const int32_t* block_table;  /* [B, max_blocks] */
-    const int32_t* cu_seqlens;   /* [B + 1] */
-    const int32_t* context_lens; /* [B], new tokens included */
+    void* kv_cache;              /* [num_blocks, 2, Hkv, block_size, D], written; read, of earlier tokens early */
+    const int32_t* block_table;  /* [B, max_blocks], early */
+    const int32_t* cu_seqlens;   /* [B + 1], early */
+    const int32_t* context_lens; /* [B], new tokens included; early */
     void* out;                   /* [T, Hq * D] */
 } qwen3moe_paged_attention_tensors;
 
@@ -81,9 +84,9 @@ typedef struct {
 typedef struct {
     const void* hidden;        /* [T, H] */
     const void* router_logits; /* [T, E] */
-    const void* gate_up;       /* [E_local, 2 I, H]: I gate rows, then I up rows */
-    const void* down;          /* [E_local, H, I] */
-    const int32_t* expert_map; /* [E]: slot in gate_up and down, or -1 */
+    const void* gate_up;       /* [E_local, 2 I, H]: I gate rows, then I up rows; early */
+    const void* down;          /* [E_local, H, I], early */
+    const int32_t* expert_map; /* [E]: slot in gate_up and down, or -1; early */
     void* out;                 /* [T, H] */
 } qwen3moe_moe_tensors;
 
@@ -102,7 +105,7 @@ typedef struct {
 typedef struct {
     const void* x;        /* [T, H] */
     const void* residual; /* [T, H], or NULL */
-    const void* weight;   /* [H] */
+    const void* weight;   /* [H], early */
     void* out;            /* [T, H] */
     void* residual_out;   /* [T, H]: x + residual; NULL if residual is */
 } qwen3moe_rms_norm_tensors;
@@ -112,8 +115,8 @@ int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_r
                           void* workspace, size_t workspace_size, qwen3moe_stream stream);
 
 /* Linear: out = x @ weight^T, sums in fp32. T tokens, K in_features, N out_features.
- * weight must be constant: it may be read before the kernel ahead in the stream has ended. Many tokens take cuBLASLt,
- * which is looked up at run time; the first call of a shape prepares it and must not be captured. */
+ * Many tokens take cuBLASLt, which is looked up at run time; the first call of a shape prepares it and must not be
+ * captured. */
 typedef struct {
     int32_t dtype;       /* qwen3moe_dtype of x and weight */
     int32_t out_float32; /* 1: out is float; 0: out is rounded to dtype */
@@ -123,7 +126,7 @@ typedef struct {
 
 typedef struct {
     const void* x;      /* [T, K] */
-    const void* weight; /* [N, K] */
+    const void* weight; /* [N, K], early */
     void* out;          /* [T, N] */
 } qwen3moe_linear_tensors;
 

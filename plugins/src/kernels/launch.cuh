@@ -5,8 +5,8 @@
 // 1. Every thread calls wait_for_predecessor() before it writes global memory, before it reads what a kernel of the
 //    stream wrote, and before it exits. A kernel is thus complete only after all before it, and behind its wait a
 //    kernel sees, and may overwrite, everything that went before.
-// 2. Ahead of its wait a kernel reads nothing but weights, tables and the step's metadata (kernels.h says which), and
-//    what rule 3 allows.
+// 2. Ahead of its wait a kernel reads nothing but what kernels.h says is written before: weights, tables, a step's
+//    metadata, keys and values of earlier steps; and what rule 3 allows.
 // 3. allow_successor() may come at any time. Kernels that call it first thing let the fetches of several successors
 //    start early. One that calls it behind its wait starts its successor when everything before itself is complete: the
 //    successor may then read that ahead of its own wait, past L1.
@@ -38,11 +38,11 @@ struct Launch {
 
 template <typename... Params, typename... Args>
 cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const Args&... args) {
+    const void* const function = reinterpret_cast<const void*>(kernel);
     cudaError_t status = cudaSuccess;
     if (launch.shared_bytes > 48 * 1024) {
-        status =
-            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(launch.shared_bytes));
+        status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(launch.shared_bytes));
         if (status != cudaSuccess) return status;
     }
     cudaLaunchAttribute attribute{};
