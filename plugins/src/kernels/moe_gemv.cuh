@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kGemvThreads, 6) gemv_gate_up_kernel(Params<T>
     allow_successor();
     const int token = assignment / p.top_k;
     __shared__ BlockRoute route;
-    route.find(p, token);
+    route.find<Reads::kBehindWait>(p, token);
     const int slot = route.choices[assignment % p.top_k].slot;
     if (slot < 0) return;
 
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kGemvThreads, 4) gemv_down_kernel(Params<T> p)
     extern __shared__ uint4 shared_memory[];
     DownShared& shared = *reinterpret_cast<DownShared*>(shared_memory);
     const int token = blockIdx.y, row = blockIdx.x * kGemvWarps + threadIdx.x / 32;
-    shared.route.find(p, token);
+    shared.route.find<Reads::kAheadOfWait>(p, token);
     const DownRow<T> down{p, shared, token, row};
     const int num_steps = (p.intermediate_size + 32 * kElements - 1) / (32 * kElements);
     float sum = 0.0f;

@@ -1,5 +1,6 @@
 // Routing: softmax over all experts in fp32, the top k, optional renormalisation, logical expert -> local slot.
-// One warp per token; lane l holds the logits of experts l, l + 32, ...
+// One warp per token; lane l holds the logits of experts l, l + 32, ... Its latency counts: loads are all in flight
+// together, also those of expert_map, and 128 experts, four a lane, have code without branches.
 #pragma once
 
 #include "launch.cuh"
@@ -9,7 +10,6 @@
 namespace qwen3moe::moe {
 
 constexpr int kRouteThreads = 128;
-constexpr int kLogitsPerLane = kMaxExperts / 32;
 
 // A logit and its expert as one integer that grows with the logit and, among equals, falls with the index: a warp-wide
 // maximum is one instruction, and k distinct experts come out whatever the logits are. NaN counts as largest, -0 as 0.
@@ -38,16 +38,16 @@ __device__ __forceinline__ float warp_sum(float x) {
 }
 
 // Lane j < k ends with the key of the j-th choice, the others with 0. Consumes `keys`.
-__device__ __forceinline__ uint32_t select_top_k(uint32_t (&keys)[kLogitsPerLane], int num_experts, int top_k,
-                                                 int lane) {
+template <int kLogits>
+__device__ __forceinline__ uint32_t select_top_k(uint32_t (&keys)[kLogits], int top_k, int lane) {
     uint32_t chosen = 0;
     for (int j = 0; j < top_k; ++j) {
         uint32_t best = 0;
 #pragma unroll
-        for (int i = 0; i < kLogitsPerLane && i * 32 < num_experts; ++i) best = max(best, keys[i]);
+        for (int i = 0; i < kLogits; ++i) best = max(best, keys[i]);
         best = __reduce_max_sync(~0u, best);
 #pragma unroll
-        for (int i = 0; i < kLogitsPerLane && i * 32 < num_experts; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
+        for (int i = 0; i < kLogits; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
         if (lane == j) chosen = best;
     }
     return chosen;
@@ -59,38 +59,53 @@ struct Choice {
     int slot;    // -1: not held here, the weight is then 0
 };
 
-// All lanes of a warp call; lane j < k gets the j-th choice of `token`, the others weight 0 and slot -1.
-template <typename T>
+// Where L1 may hold what these addresses had before: ahead of a kernel's wait.
+enum class Reads { kBehindWait, kAheadOfWait };
+
+template <Reads kReads, int kLogits, typename T>
 __device__ __forceinline__ Choice route_token(const Params<T>& p, int token, int lane) {
     const uint16_t* logits =
         reinterpret_cast<const uint16_t*>(p.router_logits) + static_cast<size_t>(token) * p.num_experts;
-    uint32_t keys[kLogitsPerLane] = {};
-    uint32_t largest = 0;
+    uint16_t bits[kLogits];
+    int slots[kLogits];
 #pragma unroll
-    for (int i = 0; i < kLogitsPerLane && i * 32 < p.num_experts; ++i) {
+    for (int i = 0; i < kLogits; ++i) {
+        const int expert = min(i * 32 + lane, p.num_experts - 1);
+        bits[i] = kReads == Reads::kAheadOfWait ? __ldcg(logits + expert) : logits[expert];
+        slots[i] = p.expert_map[expert];
+    }
+    uint32_t keys[kLogits], largest = 0;
+#pragma unroll
+    for (int i = 0; i < kLogits; ++i) {
         const int expert = i * 32 + lane;
-        if (expert < p.num_experts) {
-            const uint16_t logit = __ldcg(logits + expert);  // gemv_down reads it ahead of its wait
-            keys[i] = rank_key(reinterpret_cast<const T&>(logit), expert);
-        }
+        keys[i] = expert < p.num_experts ? rank_key(reinterpret_cast<const T&>(bits[i]), expert) : 0;
         largest = max(largest, keys[i]);
     }
     const float shift = key_logit<T>(__reduce_max_sync(~0u, largest));
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kLogitsPerLane && i * 32 < p.num_experts; ++i) {
-        if (keys[i] != 0) sum += expf(key_logit<T>(keys[i]) - shift);
-    }
+    for (int i = 0; i < kLogits; ++i) sum += keys[i] != 0 ? expf(key_logit<T>(keys[i]) - shift) : 0.0f;
     sum = warp_sum(sum);
 
-    const uint32_t chosen = select_top_k(keys, p.num_experts, p.top_k, lane);
+    const uint32_t chosen = select_top_k(keys, p.top_k, lane);
     float weight = chosen != 0 ? expf(key_logit<T>(chosen) - shift) / sum : 0.0f;
     if (p.norm_topk_prob) weight /= warp_sum(weight);
-    if (lane >= p.top_k) return {0.0f, 0, -1};
-    const int expert = key_expert(chosen);
-    const int slot = p.expert_map[expert];
+    const int expert = key_expert(chosen);  // past all of them where there is no choice
+    int slot = -1;
+#pragma unroll
+    for (int i = 0; i < kLogits; ++i) {
+        const int of_owner = __shfl_sync(~0u, slots[i], expert % 32);
+        if (expert / 32 == i) slot = of_owner;
+    }
     if (slot < 0 || slot >= p.num_local_experts) return {0.0f, expert, -1};
     return {weight, expert, slot};
+}
+
+// All lanes of a warp call; lane j < k gets the j-th choice of `token`, the others weight 0 and slot -1.
+template <Reads kReads = Reads::kBehindWait, typename T>
+__device__ __forceinline__ Choice route_token(const Params<T>& p, int token, int lane) {
+    return p.num_experts <= 128 ? route_token<kReads, 4>(p, token, lane)
+                                : route_token<kReads, kMaxExperts / 32>(p, token, lane);
 }
 
 // What assignments are sorted by.
@@ -112,10 +127,10 @@ __device__ __forceinline__ void store_choice(const Params<T>& p, int token, int 
 struct BlockRoute {
     Choice choices[kMaxTopK];
 
-    template <typename T>
+    template <Reads kReads, typename T>
     __device__ __forceinline__ void find(const Params<T>& p, int token) {
         if (threadIdx.x < 32) {
-            const Choice choice = route_token(p, token, threadIdx.x);
+            const Choice choice = route_token<kReads>(p, token, threadIdx.x);
             if (threadIdx.x < kMaxTopK) choices[threadIdx.x] = choice;
         }
         __syncthreads();
