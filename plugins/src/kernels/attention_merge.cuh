@@ -100,7 +100,6 @@ struct SplitSet {
         all = __syncthreads_and(all);
         if (!all) return false;
         for (int32_t i = threadIdx.x; i < num_splits; i += DecodeConfig::kThreads) words[i * stride] = 0;
-        __threadfence();
         return true;
     }
 
