@@ -45,6 +45,11 @@ cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const
                                       static_cast<int>(launch.shared_bytes));
         if (status != cudaSuccess) return status;
     }
+    // A multiprocessor divides its memory between L1 and shared memory anew only when it is empty: kernels that are to
+    // overlap must all want the same division.
+    status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  launch.dependent ? cudaSharedmemCarveoutMaxShared : cudaSharedmemCarveoutDefault);
+    if (status != cudaSuccess) return status;
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
