@@ -5,14 +5,18 @@ Owns: requests from arrival to completion. Must not know which executor it drive
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from qwen3moe_engine.batch import Batch, lay_out
 from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
+from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor import Executor
+from qwen3moe_engine.prompt import Prompt, PromptEncoder
 from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
 from qwen3moe_engine.sampler import batch_logprobs, sample_batch
 from qwen3moe_engine.sampling_params import SamplingParams
@@ -22,7 +26,8 @@ from qwen3moe_engine.step_plan import StepPlan
 
 
 class Engine:
-    """Serves requests with `executor`. Tokens at or above vocab_size are refused; text needs a tokenizer."""
+    """Serves requests with `executor`. Tokens at or above vocab_size are refused; text needs a tokenizer, and prompts
+    that are not token ids an encoder."""
 
     def __init__(
         self,
@@ -31,27 +36,78 @@ class Engine:
         vocab_size: int,
         eos_token_ids: tuple[int, ...],
         tokenizer: Vocabulary | None = None,
+        encoder: PromptEncoder | None = None,
     ):
         self._executor, self._scheduler, self._tokenizer = executor, scheduler, tokenizer
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
-        self._num_requests = 0
+        self._encoder = encoder or PromptEncoder(None, None)
+        self._request_ids = itertools.count(1)
+
+    @classmethod
+    def from_export(
+        cls,
+        export: Path | str,
+        weights: Path | str | None,
+        options: EngineOptions | None = None,
+        tokenizer: Path | str | None = None,
+    ) -> Engine:
+        """Loads the folder `export` with the checkpoint `weights`; tokenizer: a folder, by default the checkpoint's.
+
+        Raises InputError, before it loads anything, for what does not go together."""
+        from qwen3moe_engine.opened_export import OpenedExport
+
+        paths = [Path(path) if path is not None else None for path in (weights, tokenizer)]
+        return OpenedExport(Path(export), paths[0], options or EngineOptions(), paths[1]).load()
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Completions of the prompts (token ids), in their order. Raises InputError before any is run."""
-        requests = [self._make_request(prompt, params) for prompt in prompts]
-        for request in requests:
-            self._scheduler.check(request)
+    @property
+    def executor(self) -> Executor:
+        return self._executor
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Of a prompt and its new tokens together."""
+        return self._scheduler.max_request_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of text, chat messages or token ids. Raises InputError. May be called from any thread."""
+        return self._encoder.encode(prompt)
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Completions of the prompts, in their order; params: for all of them, or for each. Raises InputError before
+        any is run."""
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        requests = [self.make_request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
         self._run(requests)
         return [request.completion() for request in requests]
 
-    def add_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
-        """Queues a prompt; `step` moves it on. Raises InputError, or QueueFullError if too many wait."""
-        request = self._make_request(prompt, params, priority)
+    def make_request(self, prompt: Prompt, params: SamplingParams, priority: int = 0) -> Request:
+        """A request that has arrived and is not queued yet. Raises InputError. May be called from any thread."""
+        token_ids = self.encode(prompt)
+        check_token_ids(token_ids, self._vocab_size)
+        check_params(params, self._vocab_size, has_tokenizer=self._tokenizer is not None)
+        detokenizer = Detokenizer(self._tokenizer, params.stop) if self._tokenizer is not None else None
+        request = Request(next(self._request_ids), token_ids, params.seeded(), priority, detokenizer=detokenizer)
+        self._scheduler.check(request)
+        return request
+
+    def add(self, request: Request) -> None:
+        """Queues a request; `step` moves it on. Raises QueueFullError if too many wait."""
         self._scheduler.add(request)
+
+    def add_request(self, prompt: Prompt, params: SamplingParams, priority: int = 0) -> Request:
+        """Makes and queues one. Raises InputError or QueueFullError."""
+        request = self.make_request(prompt, params, priority)
+        self.add(request)
         return request
 
     def abort(self, request: Request) -> None:
@@ -93,13 +149,6 @@ class Engine:
             for request in requests[: len(requests) - len(arriving)]:
                 self.abort(request)
             raise
-
-    def _make_request(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> Request:
-        check_token_ids(prompt, self._vocab_size)
-        check_params(params, self._vocab_size, has_tokenizer=self._tokenizer is not None)
-        self._num_requests += 1
-        detokenizer = Detokenizer(self._tokenizer, params.stop) if self._tokenizer is not None else None
-        return Request(self._num_requests, tuple(prompt), params.seeded(), priority, detokenizer=detokenizer)
 
 
 def _pack(plan: StepPlan, block_size: int) -> Batch:

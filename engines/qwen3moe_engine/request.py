@@ -8,10 +8,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from qwen3moe_engine.detokenizer import Detokenizer
 from qwen3moe_engine.logprobs import TokenLogprobs
 from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_engine.timing import Timing
 from qwen3moe_plugins.errors import InputError
 
 
@@ -20,7 +22,8 @@ class Request:
     """A sequence being served. Of two requests that with the higher priority comes first, else that with the lower id.
 
     num_computed: tokens whose keys and values are in the cache. block_ids: int32, as the block table needs them.
-    block_hashes: of its first full blocks, as far as anybody has asked.
+    block_hashes: of its first full blocks, as far as anybody has asked. num_cached: prompt tokens that the prefix cache
+    held as it started. arrived, started, first_token, last_token: `perf_counter` seconds, once they are known.
     """
 
     request_id: int
@@ -35,6 +38,11 @@ class Request:
     finish_reason: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     detokenizer: Detokenizer | None = None
+    num_cached: int = 0
+    arrived: float = field(default_factory=perf_counter, repr=False)
+    started: float | None = field(default=None, repr=False)
+    first_token: float | None = field(default=None, repr=False)
+    last_token: float | None = field(default=None, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -54,6 +62,9 @@ class Request:
     def append(self, token_id: int, eos_token_ids: tuple[int, ...], logprobs: TokenLogprobs | None = None) -> None:
         """Takes a sampled token and decides whether it was the last."""
         self.output_ids.append(token_id)
+        self.last_token = perf_counter()
+        if self.first_token is None:
+            self.first_token = self.last_token
         if logprobs is not None:
             self.logprobs.append(logprobs)
         if token_id in self.params.ending_token_ids(eos_token_ids):
@@ -75,7 +86,22 @@ class Request:
         logprobs = tuple(self.logprobs) if self.params.logprobs is not None else None
         text = self.detokenizer.text if self.detokenizer else None
         seed = self.params.seed if self.params.temperature > 0 else None
-        return Completion(tuple(self.output_ids), str(self.finish_reason), text, logprobs, seed)
+        return Completion(tuple(self.output_ids), str(self.finish_reason), text, logprobs, seed, self.timing())
+
+    def start(self, num_cached: int) -> None:
+        """It runs for the first time, behind what the prefix cache holds of it."""
+        self.num_cached, self.started = num_cached, perf_counter()
+
+    def timing(self) -> Timing | None:
+        """None before the first token."""
+        if self.started is None or self.first_token is None or self.last_token is None:
+            return None
+        return Timing(
+            queue=self.started - self.arrived,
+            first_token=self.first_token - self.arrived,
+            per_token=(self.last_token - self.first_token) / max(1, len(self.output_ids) - 1),
+            total=self.last_token - self.arrived,
+        )
 
 
 def check_token_ids(token_ids: Iterable[int], vocab_size: int, what: str = "prompt") -> None:
@@ -105,7 +131,8 @@ class Completion:
 
     finish_reason: `length`, or `stop`: at an end-of-sequence token or one of stop_token_ids, which is the last and not
     in the text, or at a stop string, before which the text is cut. text: where the engine has a tokenizer. logprobs:
-    where they were asked for, one a token. seed: where tokens were drawn by it; draws the same again.
+    where they were asked for, one a token. seed: where tokens were drawn by it; draws the same again. timing: differs
+    from run to run, so it is left out where completions are compared.
     """
 
     token_ids: tuple[int, ...]
@@ -113,3 +140,4 @@ class Completion:
     text: str | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     seed: int | None = None
+    timing: Timing | None = field(default=None, compare=False)

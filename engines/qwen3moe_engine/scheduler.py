@@ -55,9 +55,14 @@ class Scheduler:
         """Whether `add` would raise QueueFullError."""
         return len(self._waiting) >= self.max_waiting
 
+    @property
+    def max_request_tokens(self) -> int:
+        """Of a prompt and its new tokens together."""
+        return min(self.max_model_len, self.blocks.num_blocks * self.blocks.block_size)
+
     def check(self, request: Request) -> None:
         """Raises InputError if the request could never run."""
-        limit = min(self.max_model_len, self.blocks.num_blocks * self.blocks.block_size)
+        limit = self.max_request_tokens
         if not request.prompt_ids:
             raise InputError(
                 "prompt", got="no token", expected="at least one", remedy="give a prompt that is not empty"
@@ -214,6 +219,7 @@ class Scheduler:
         self._waiting.remove(request)
         self._running.add(request)
         if not request.num_preemptions:
+            request.start(request.num_computed)
             self._num_prompt_tokens += len(request.prompt_ids)
             self._num_prefix_hits += request.num_computed
         return True

@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     "empty file of prompts": Case(write("p.txt", " \n\n"), FILE, ("p.txt", "no line", "a prompt a line")),
     "prompts not in UTF-8": Case(lambda: Path("p.txt").write_bytes(b"caf\xe9"), FILE, ("p.txt", "UTF-8", "convert")),
     "no tokenizer": Case(
-        remove("checkpoint/tokenizer.json"), TEXT, ("checkpoint", "no tokenizer.json", "--prompt-ids")
+        remove("checkpoint/tokenizer.json"), TEXT, ("no tokenizer.json", "checkpoint", "--prompt-ids")
     ),
     "tokenizer that is none": Case(write("checkpoint/tokenizer.json", "{}"), TEXT, ("tokenizer.json", "fetch")),
     "tokenizer that is not there": Case(nothing, f"{IDS} --tokenizer nowhere", ("nowhere", "no tokenizer.json")),

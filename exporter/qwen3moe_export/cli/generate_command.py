@@ -9,14 +9,11 @@ from typing import Any
 
 import click
 
-from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
-from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.manifest import Manifest, load_manifest
-from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
+from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_engine.request import Completion
 from qwen3moe_engine.sampling_params import SamplingParams
-from qwen3moe_engine.scheduler import Scheduler
-from qwen3moe_engine.tokenizer import Tokenizer
-from qwen3moe_export.cli.executors import ExecutorOptions, capacity_of, executor_options, open_executor
+from qwen3moe_export.cli.executors import executor_options, load_engine, open_export, weights_option
 from qwen3moe_export.cli.progress import spinner
 from qwen3moe_export.cli.sampling_options import sampling_options
 from qwen3moe_plugins.errors import InputError
@@ -24,6 +21,7 @@ from qwen3moe_plugins.errors import InputError
 
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path))
+@weights_option
 @executor_options
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-ids", help="Token ids to continue, such as 5,9,77.")
@@ -36,9 +34,10 @@ from qwen3moe_plugins.errors import InputError
     "--json", "as_json", is_flag=True, help="Print a list of token_ids, text, finish_reason and what was asked for."
 )
 def command(
-    options: ExecutorOptions,
+    options: EngineOptions,
     params: SamplingParams,
     export: Path,
+    weights: Path | None,
     prompt: str | None,
     prompt_ids: str | None,
     prompts: Path | None,
@@ -58,28 +57,12 @@ def command(
         raise click.UsageError("give exactly one of --prompt, --prompt-ids and --prompts")
     if params.logprobs is not None and not as_json:
         raise click.UsageError("--logprobs goes with --json")
-    manifest = load_manifest(export)
-    manifest.require_token_ids(export)
-    text = _tokenizer(tokenizer, options.weights, optional=prompt_ids is not None)
-    token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(text, prompt, prompts)
-    check_params(params, manifest.dims.vocab_size, has_tokenizer=text is not None)
-    engine = _build_engine(export, manifest, options, token_ids, params, text)
+    opened = open_export(export, weights, options, tokenizer)
+    token_ids = _parse_ids(prompt_ids) if prompt_ids is not None else _encode(opened, prompt, prompts)
+    engine = load_engine(opened, opened.num_blocks_for(token_ids, params))
     with spinner("generating"):
         completions = engine.generate(token_ids, params)
     _print(completions, as_json)
-
-
-def _tokenizer(given: Path | None, weights: Path | None, optional: bool) -> Tokenizer | None:
-    """That of `given`, else the one beside the weights; none if there is none there and it is optional."""
-    if given is not None:
-        return Tokenizer(given)
-    if weights is None:
-        if optional:
-            return None
-        remedy = "give it, or prompts as ids with --prompt-ids"
-        raise InputError("--tokenizer", got="none", expected="a folder with tokenizer.json", remedy=remedy)
-    folder = weights if weights.is_dir() else weights.parent
-    return None if optional and not (folder / "tokenizer.json").is_file() else Tokenizer(folder)
 
 
 def _parse_ids(text: str) -> list[list[int]]:
@@ -91,42 +74,25 @@ def _parse_ids(text: str) -> list[list[int]]:
         ) from None
 
 
-def _encode(tokenizer: Tokenizer | None, prompt: str | None, prompts: Path | None) -> list[list[int]]:
-    assert tokenizer is not None
-    if prompts is None:
-        return [tokenizer.encode(prompt or "")]
-    if not prompts.is_file():
-        raise InputError("--prompts", got=f"no file {prompts}", expected="a text file", remedy="check the path")
+def _encode(opened: OpenedExport, prompt: str | None, prompts: Path | None) -> list[list[int]]:
+    if opened.tokenizer is None:
+        got = "none" if opened.weights is None else f"no tokenizer.json beside {opened.weights}"
+        remedy = "give it, or prompts as ids with --prompt-ids"
+        raise InputError("--tokenizer", got=got, expected="a folder with tokenizer.json", remedy=remedy)
+    lines = [prompt or ""] if prompts is None else _lines(prompts)
+    return [opened.tokenizer.encode(line) for line in lines]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError("--prompts", got=f"no file {path}", expected="a text file", remedy="check the path")
     try:
-        lines = [line for line in prompts.read_text().splitlines() if line.strip()]
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise InputError(str(prompts), got=str(error), expected="text in UTF-8", remedy="convert the file") from None
+        raise InputError(str(path), got=str(error), expected="text in UTF-8", remedy="convert the file") from None
     if not lines:
-        raise InputError(str(prompts), got="no line", expected="a prompt a line", remedy="write at least one")
-    return [tokenizer.encode(line) for line in lines]
-
-
-def _build_engine(
-    export: Path,
-    manifest: Manifest,
-    options: ExecutorOptions,
-    token_ids: list[list[int]],
-    params: SamplingParams,
-    tokenizer: Tokenizer | None,
-) -> Engine:
-    """An engine whose KV pool holds as many of the requests at once as may run. Prompts are checked before it loads."""
-    capacity = capacity_of(options, manifest)
-    size = capacity.block_size
-    needed = sorted((num_blocks_for(len(ids) + params.max_new_tokens, size) for ids in token_ids), reverse=True)
-    limit = num_blocks_for(capacity.max_model_len, size)
-    num_blocks = sum(min(blocks, limit) for blocks in needed[: capacity.max_seqs])
-    blocks = BlockManager(num_blocks, size)
-    scheduler = Scheduler(blocks, capacity.max_model_len, capacity.max_step_tokens, capacity.max_seqs)
-    for ids in token_ids:
-        check_token_ids(ids, manifest.dims.vocab_size)
-        scheduler.check(Request(0, tuple(ids), params))
-    executor = open_executor(options, export, manifest, num_blocks)
-    return Engine(executor, scheduler, manifest.dims.vocab_size, manifest.eos_token_ids, tokenizer)
+        raise InputError(str(path), got="no line", expected="a prompt a line", remedy="write at least one")
+    return lines
 
 
 def _print(completions: list[Completion], as_json: bool) -> None:
@@ -138,6 +104,7 @@ def _print(completions: list[Completion], as_json: bool) -> None:
 
 
 def _as_row(completion: Completion) -> dict[str, Any]:
-    """Without what the request has none of, such as the seed of greedy decoding."""
-    optional = ("logprobs", "seed")
-    return {key: value for key, value in asdict(completion).items() if value is not None or key not in optional}
+    """Without what the request has none of, such as the seed of greedy decoding, and without its timing."""
+    optional, values = ("logprobs", "seed"), asdict(completion)
+    del values["timing"]
+    return {key: value for key, value in values.items() if value is not None or key not in optional}
