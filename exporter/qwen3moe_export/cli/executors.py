@@ -51,4 +51,11 @@ RUNTIME_OPTIONS = (
     click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="ONNX Runtime; 0 is all cores."),
 )
 
+# How much at a time, for commands whose requests do not settle it.
+SIZE_OPTIONS = (
+    click.option("--max-seqs", type=click.IntRange(1), help="Requests in a step.  [default: the executor's]"),
+    click.option("--max-step-tokens", type=click.IntRange(1), help="Tokens in a step.  [default: the executor's]"),
+    click.option("--kv-tokens", type=click.IntRange(1), help="Tokens that the KV pool holds."),
+)
+
 executor_options = option_group("options", EngineOptions, RUNTIME_OPTIONS)

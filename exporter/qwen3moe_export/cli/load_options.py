@@ -13,7 +13,7 @@ import click
 
 from qwen3moe_engine.bench.workload import GivenPrompts, LengthRange, RandomPrompts, WorkItem, make_workload
 from qwen3moe_export.cli.option_group import option_group
-from qwen3moe_plugins.errors import InputError
+from qwen3moe_export.cli.prompt_file import read_prompts
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,12 @@ class Load:
         return f"{self.num_requests} requests, {kind}, outputs of at most {self.output_len} tokens, seed {self.seed}"
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Its lines that are not blank."""
-    try:
-        lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), got=str(error), expected="text in UTF-8", remedy="convert the file") from None
-    if not lines:
-        raise InputError(str(path), got="no line", expected="a prompt a line", remedy="write at least one")
-    return lines
-
-
 def _make(
     prompts: Path | None, input_len: str, output_len: str, prefix_len: int, vocab_size: int, **counts: Any
 ) -> Load:
     lengths = LengthRange.parse(output_len, "--output-len")
     if prompts is not None:
-        return Load(GivenPrompts(read_prompts(prompts)), lengths, **counts)
+        return Load(GivenPrompts(tuple(read_prompts(prompts))), lengths, **counts)
     drawn = RandomPrompts(LengthRange.parse(input_len, "--input-len"), vocab_size, prefix_len)
     return Load(drawn, lengths, **counts)
 
