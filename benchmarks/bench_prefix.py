@@ -21,7 +21,7 @@ from qwen3moe_engine import Engine, EngineOptions, SamplingParams
 
 SHARED, OWN, NUM_TOGETHER = 2048, 32, 8
 NEW_TOKENS = 128  # so that all are there at the same time: the prefills of 8 take 65 steps
-NUM_PREFIXES = 5
+NUM_PREFIXES, BLOCK_SIZE = 5, 16
 VOCAB_SIZE = 2045  # the special tokens are behind
 LENGTH = SHARED + OWN + NEW_TOKENS
 
@@ -29,11 +29,12 @@ LENGTH = SHARED + OWN + NEW_TOKENS
 @dataclass(frozen=True)
 class Served:
     """first_token: ms until the last of the requests has one. num_computed: prompt tokens. num_blocks: in use at the
-    most, by all together."""
+    most, by all together; num_shared: blocks found in the cache, counted for each request."""
 
     first_token: float
     num_computed: int
     num_blocks: int
+    num_shared: int
 
 
 def serve(engine: Engine, prompts: Sequence[Sequence[int]]) -> Served:
@@ -45,7 +46,7 @@ def serve(engine: Engine, prompts: Sequence[Sequence[int]]) -> Served:
     first_tokens = [timing.first_token for request in requests if (timing := request.timing())]
     assert len(first_tokens) == len(prompts) and engine.stats().num_preemptions == 0
     num_hits = engine.stats().num_prefix_hits - before.num_prefix_hits
-    return Served(max(first_tokens) * 1e3, sum(map(len, prompts)) - num_hits, num_blocks)
+    return Served(max(first_tokens) * 1e3, sum(map(len, prompts)) - num_hits, num_blocks, num_hits // BLOCK_SIZE)
 
 
 def prompts_of(rng: np.random.Generator, count: int) -> list[list[int]]:
@@ -54,18 +55,20 @@ def prompts_of(rng: np.random.Generator, count: int) -> list[list[int]]:
     return [prefix + rng.integers(0, VOCAB_SIZE, OWN).tolist() for _ in range(count)]
 
 
-def print_row(name: str, served: Sequence[Served]) -> None:
-    first_token, num_computed, num_blocks = np.median([astuple(item) for item in served], axis=0)
-    print(f"| {name} | {first_token:.0f} | {num_computed:.0f} | {num_blocks:.0f} |")
+def print_table(title: str, rows: dict[str, Sequence[Served]]) -> None:
+    """Medians. The time is that of the last request where there are several."""
+    print(f"| {title} | ms to first token | tokens computed | blocks in use | found in the cache |")
+    print("|---|---|---|---|---|")
+    for name, served in rows.items():
+        first_token, *counts = np.median([astuple(item) for item in served], axis=0)
+        print(f"| {name} | {first_token:.0f} | {' | '.join(f'{count:.0f}' for count in counts)} |")
 
 
 def print_in_turn(engine: Engine, rng: np.random.Generator) -> None:
     """Two requests with the same prefix, one after the other."""
     pairs = [[serve(engine, [prompt]) for prompt in prompts_of(rng, 2)] for _ in range(NUM_PREFIXES)]
-    print(f"| a prompt of {SHARED} shared + {OWN} own tokens | ms to first token | computed | blocks in use |")
-    print("|---|---|---|---|")
-    for name, served in zip(("first time", "second time"), zip(*pairs, strict=True), strict=True):
-        print_row(name, served)
+    first, second = zip(*pairs, strict=True)
+    print_table(f"a prompt of {SHARED} shared + {OWN} own tokens", {"first time": first, "second time": second})
 
 
 def print_together(engine: Engine, rng: np.random.Generator) -> None:
@@ -76,16 +79,15 @@ def print_together(engine: Engine, rng: np.random.Generator) -> None:
         first, *others = prompts_of(rng, NUM_TOGETHER + 1)
         serve(engine, [first])
         shared.append(serve(engine, others))
-    print(f"\n| {NUM_TOGETHER} such prompts together | ms to the last's first token | computed | blocks in use |")
-    print("|---|---|---|---|")
-    print_row("each with its own prefix", own)
-    print_row("all with one seen before", shared)
+    rows = {"each with its own prefix": own, "all with one seen before": shared}
+    print()
+    print_table(f"{NUM_TOGETHER} such prompts together, times of the last", rows)
 
 
 def main() -> None:
     export, weights = sys.argv[1:]
     rng = np.random.default_rng(1)
-    print(f"ONNX Runtime {onnxruntime.__version__}, {platform.machine()}, blocks of 16 tokens, steps of 256\n")
+    print(f"ONNX Runtime {onnxruntime.__version__}, {platform.machine()}, {BLOCK_SIZE} tokens a block, 256 a step\n")
     # Pools just large enough: this executor writes its whole pool in each step
     print_in_turn(Engine.from_export(export, weights, EngineOptions(kv_tokens=2 * LENGTH)), rng)
     print_together(Engine.from_export(export, weights, EngineOptions(kv_tokens=(NUM_TOGETHER + 1) * LENGTH)), rng)
