@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class ClosedLoop:
     def __str__(self) -> str:
         return f"{self.concurrency} clients, each waiting for its last answer"
 
-    async def drive(self, send: Send, items: Sequence[WorkItem]) -> list[RequestRecord]:
+    async def drive(self, send: Send, items: Iterable[WorkItem]) -> list[RequestRecord]:
         pending = iter(items)
         records: list[RequestRecord] = []
 

@@ -1,43 +1,30 @@
-"""A server as a child process, watched from outside.
+"""A server of ours as a child process, watched from outside.
 
-Owns: starting it, waiting until it answers, its memory, its end. Must not know what is asked of it. Linux.
+Owns: starting it, learning where it serves, its memory, its end. Must not know what is asked of it. Linux.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+SERVING = re.compile(r"^serving .* at (http://\S+)$", re.MULTILINE)  # printed just before it listens
+
 
 class ServerProcess:
-    """url: where it answers; log: a file with what it printed."""
+    """url: where it serves."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path):
-        self._process, self.url, self.log = process, url, log
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def wait_until_ready(self, path: str, timeout: float) -> None:
-        """Until GET `path` answers 200. Raises RuntimeError if that takes longer than `timeout` seconds."""
-        deadline = time.perf_counter() + timeout
-        while time.perf_counter() < deadline and self.is_running:
-            try:
-                with urllib.request.urlopen(self.url + path, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise RuntimeError(f"server: got none at {self.url} in {timeout} s; its log:\n{self.log.read_text()}")
+    def __init__(self, process: subprocess.Popen[bytes], url: str):
+        self._process, self.url = process, url
 
     def resident_bytes(self) -> int:
-        """Memory of the process alone."""
+        """Memory of the process."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) * 1024
 
@@ -51,12 +38,30 @@ class ServerProcess:
 
 
 @contextmanager
-def run_server(command: Sequence[str], url: str, log: Path) -> Iterator[ServerProcess]:
-    """`command` answers at `url`; it is killed at the end if it still runs."""
+def run_server(command: Sequence[str], log: Path, timeout: float = 120.0) -> Iterator[ServerProcess]:
+    """Once it is ready, within `timeout` seconds, else RuntimeError; `log` gets what it prints. Killed at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        yield ServerProcess(process, url, log)
+        yield ServerProcess(process, _wait_until_ready(process, log, timeout))
     finally:
         process.kill()
         process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, timeout: float) -> str:
+    """Returns its URL."""
+    deadline = time.perf_counter() + timeout
+    while time.perf_counter() < deadline and process.poll() is None:
+        if (found := SERVING.search(log.read_text())) and _answers(f"{found[1]}/ready"):
+            return found[1]
+        time.sleep(0.05)
+    raise RuntimeError(f"server: got none within {timeout} s; its log:\n{log.read_text()}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
