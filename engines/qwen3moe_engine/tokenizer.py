@@ -51,7 +51,11 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Raises InputError for half a surrogate pair, which is no character."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as error:
+            raise InputError("prompt", got=str(error), expected="whole characters", remedy="repair the text") from None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
@@ -62,6 +66,10 @@ class Tokenizer:
             token = None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)
             self._token_bytes[token_id] = _bytes_of(token or "")
         return self._token_bytes[token_id]
+
+    def special_text(self, token_id: int) -> str | None:
+        """How a special token is written; None for one that is not special."""
+        return self._tokenizer.id_to_token(token_id) if token_id in self._special_ids else None
 
 
 def _bytes_of(token: str) -> bytes:

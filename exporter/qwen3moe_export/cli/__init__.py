@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "pack": "Rewrite a checkpoint's weights in the engine's layout.",
     "verify": "Compare every stage of the export with the reference.",
     "generate": "Generate text from an export.",
+    "serve": "Serve an export over HTTP, as OpenAI's API has it.",
     "engine": "Build a TensorRT plan from an export.",
     "bench": "Measure a server or an engine.",
     "inspect": "Print a checkpoint, an export or a manifest.",

@@ -51,11 +51,17 @@ RUNTIME_OPTIONS = (
     click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="ONNX Runtime; 0 is all cores."),
 )
 
-# How much at a time, for commands whose requests do not settle it.
-SIZE_OPTIONS = (
-    click.option("--max-seqs", type=click.IntRange(1), help="Requests in a step.  [default: the executor's]"),
-    click.option("--max-step-tokens", type=click.IntRange(1), help="Tokens in a step.  [default: the executor's]"),
-    click.option("--kv-tokens", type=click.IntRange(1), help="Tokens that the KV pool holds."),
+CAPACITY_OPTIONS = (
+    click.option("--max-seqs", type=click.IntRange(1), help="Of a step.  [default: the plan's; ONNX Runtime: 32]"),
+    click.option(
+        "--max-step-tokens", type=click.IntRange(1), help="Of a step.  [default: the plan's; ONNX Runtime: 256]"
+    ),
+    click.option(
+        "--kv-tokens",
+        type=click.IntRange(1),
+        help="Tokens of the KV pool.  [default: what the GPU has left; ONNX Runtime, which copies it each step: 4096]",
+    ),
 )
 
 executor_options = option_group("options", EngineOptions, RUNTIME_OPTIONS)
+serving_options = option_group("options", EngineOptions, RUNTIME_OPTIONS + CAPACITY_OPTIONS)

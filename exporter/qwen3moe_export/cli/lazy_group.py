@@ -23,6 +23,9 @@ _EXTRAS = {
     "onnxruntime": "onnxruntime",
     "cuda": "cuda",
     "aiohttp": "bench",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
     "matplotlib": "bench",
     "transformers": "verify",
 }
