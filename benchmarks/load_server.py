@@ -31,7 +31,7 @@ from qwen3moe_engine.bench.record import RequestRecord
 from qwen3moe_engine.bench.server_process import ServerProcess, run_server
 from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, WorkItem, make_workload
 
-NUM_CLIENTS, MAX_SEQS, GRACE = 200, 64, 60
+NUM_CLIENTS, MAX_SEQS, GRACE = 200, 32, 60
 PROMPTS, OUTPUT_LEN = RandomPrompts(LengthRange(8, 128), 2045), LengthRange(16, 64)
 SAMPLE_EVERY = 5.0  # seconds
 WARM_UP = 60.0  # seconds at most that no line is fitted to: pools, connections and the prefix cache fill
@@ -135,10 +135,9 @@ def print_termination(records: Sequence[RequestRecord], terminated: float, exit_
 def main() -> None:
     export, weights, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
     print(f"ONNX Runtime {onnxruntime.__version__}, {os.cpu_count()} cores for server and client\n")
-    print(
-        "| server | requests | errors | lost tokens | requests/s | output tokens/s | TTFT p50 ms | p99 | ITL p50 ms | p99 |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ("server", "requests", "errors", "lost tokens", "requests/s", "output tokens/s")
+    columns += ("TTFT p50 ms", "p99", "ITL p50 ms", "p99")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     with serve(export, weights, "--max-seqs", MAX_SEQS) as server:
         records, memory = asyncio.run(load_for(server, target_of(server), NUM_CLIENTS, minutes))
     batched = measure(records)

@@ -13,9 +13,8 @@ from qwen3moe_engine.bench.throughput import ThroughputFigures, measure_throughp
 from qwen3moe_engine.bench.workload import WorkItem
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.sampling_params import SamplingParams
-from qwen3moe_export.cli.executors import CAPACITY_OPTIONS, RUNTIME_OPTIONS, load_engine, open_export, weights_option
+from qwen3moe_export.cli.executors import load_engine, open_export, serving_options, weights_option
 from qwen3moe_export.cli.load_options import Load, load_options
-from qwen3moe_export.cli.option_group import option_group
 from qwen3moe_export.cli.output_file import check_folder, write_text
 from qwen3moe_export.cli.progress import spinner
 
@@ -23,7 +22,7 @@ from qwen3moe_export.cli.progress import spinner
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path))
 @weights_option
-@option_group("options", EngineOptions, (*RUNTIME_OPTIONS, *CAPACITY_OPTIONS))
+@serving_options
 @load_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures there.")
 def command(load: Load, options: EngineOptions, export: Path, weights: Path | None, json_file: Path | None) -> None:
