@@ -20,8 +20,9 @@ from qwen3moe_engine.bench.workload import GivenPrompts, LengthRange, RandomProm
 from qwen3moe_export.cli import main
 
 PROMPTS = RandomPrompts(LengthRange(4, 12), 100)
-# Client and server share an interpreter, and the machine perhaps with other tests.
-MEDIAN_MS, MOST_MS = 3.0, 50.0
+# Client and server share an interpreter, and the machine with other tests: 2 ms alone, 5 on two busy cores. A part
+# that is counted too often or not at all would be 30 off.
+MEDIAN_MS, MOST_MS, GAP = 10.0, 300.0, 0.03
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def assert_near(measured_seconds, true_seconds):
 def test_latencies_are_those_of_the_server(server, endpoint, prompts):
     """Compared, smallest first, with what the server noted: so its own lateness is no error of the client."""
     items = make_workload(prompts, LengthRange(8, 16), 24, seed=4)
-    records = load(server, items, ClosedLoop(6), endpoint=endpoint, extra_body={"first": 0.06, "gap": 0.02})
+    records = load(server, items, ClosedLoop(6), endpoint=endpoint, extra_body={"first": 2 * GAP, "gap": GAP})
     served, latencies = server.served, Latencies.of(records)
     assert not any(record.error for record in records)
     assert sorted(len(r.chunk_times) for r in records) == sorted(len(s.sent) for s in served)
@@ -73,7 +74,7 @@ def test_throughput_is_exact(server):
     assert figures.output_throughput * figures.duration == pytest.approx(num_output)
     assert figures.total_throughput * figures.duration == pytest.approx(num_prompt + num_output)
     span = max(s.ended for s in server.served) - min(s.received for s in server.served)
-    assert figures.duration == pytest.approx(span, abs=0.06)
+    assert span - 0.01 < figures.duration < span + 0.3
 
 
 def test_concurrency_is_what_the_server_sees(server):
@@ -90,7 +91,7 @@ def test_several_tokens_in_a_part(server):
     figures = measure(records)
     assert [len(record.chunk_times) for record in records] == [3] * 4
     assert [record.num_counted for record in records] == [12] * 4 and figures.is_clean
-    assert figures.itl.p50 == pytest.approx(30, abs=15) and figures.tpot.p50 == pytest.approx(60 / 11, abs=3)
+    assert 25 < figures.itl.p50 < 60 and figures.tpot.p50 == pytest.approx(2 * figures.itl.mean / 11, rel=0.5)
 
 
 @pytest.mark.parametrize(

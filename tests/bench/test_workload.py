@@ -83,4 +83,4 @@ def test_an_open_loop_waits_for_nobody():
     assert len(records) == 20 and most == 20
     dues = np.array([record.due for record in records])
     assert np.allclose(dues - dues[0], arrivals.offsets(20))
-    assert all(0 <= record.start - record.due < 0.1 for record in records)
+    assert all(0 <= record.start - record.due < 0.4 for record in records)
