@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qwen3moe_engine.bench.event_stream import EventStream, StreamError
+from qwen3moe_engine.bench.event_stream import EventStream, StreamError, message_of
 
 
 def feed(*events: object) -> EventStream:
@@ -83,3 +83,9 @@ def test_an_error_in_the_stream_is_told():
     with pytest.raises(StreamError, match="engine died") as error:
         feed(completion("a"), {"error": {"message": "engine died"}})
     assert error.value.kind == "error in stream"
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "[1]", '{"error": "no"}', "x" * 999])
+def test_an_error_in_another_form_is_shown_as_it_is(body):
+    assert message_of(body) == body[:200]
+    assert message_of('{"error": {"message": "too long", "code": 4}}') == "too long"

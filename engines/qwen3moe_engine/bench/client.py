@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
-from qwen3moe_engine.bench.event_stream import EventStream, StreamError
+from qwen3moe_engine.bench.event_stream import EventStream, StreamError, message_of
 from qwen3moe_engine.bench.record import RequestRecord
 from qwen3moe_engine.bench.workload import WorkItem
 from qwen3moe_plugins.errors import InputError
@@ -86,7 +86,7 @@ class Client:
         url = self._target.url + PATHS[self._target.endpoint]
         async with self._session.post(url, json=self._target.body(item)) as response:
             if response.status != 200:
-                raise StreamError(f"HTTP {response.status}", (await response.text())[:200])
+                raise StreamError(f"HTTP {response.status}", message_of(await response.text()))
             async for line in response.content:
                 stream.feed(line, time.perf_counter())
         stream.check_whole()

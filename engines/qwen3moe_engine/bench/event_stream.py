@@ -58,7 +58,7 @@ class EventStream:
 
     def _take(self, event: dict[str, Any], now: float) -> None:
         if "error" in event:
-            raise StreamError("error in stream", json.dumps(event["error"])[:200])
+            raise StreamError("error in stream", message_of(json.dumps(event)))
         if usage := event.get("usage"):
             self.num_prompt, self.num_output = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         for choice in event.get("choices", ()):
@@ -74,6 +74,14 @@ class EventStream:
         self.num_counted += num_tokens
         if is_text or num_tokens:
             self.chunk_times.append(now)
+
+
+def message_of(body: str) -> str:
+    """What an error in OpenAI's form says, or as much as a line holds of any other."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        return body[:200]
 
 
 def _count_tokens(logprobs: dict[str, Any]) -> int:

@@ -37,7 +37,7 @@ class Load:
         else:
             shared = f"{self.prompts.prefix_len} shared + " if self.prompts.prefix_len else ""
             kind = f"random prompts of {shared}{self.prompts.input_len} tokens"
-        return f"{self.num_requests} requests, {kind}, outputs of at most {self.output_len} tokens, seed {self.seed}"
+        return f"{self.num_requests} requests, {kind}, outputs of {self.output_len} tokens, seed {self.seed}"
 
 
 def _make(

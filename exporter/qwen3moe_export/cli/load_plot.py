@@ -15,6 +15,7 @@ from qwen3moe_engine.bench.record import RequestRecord
 FORMATS = (".png", ".svg", ".pdf")
 _STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd"}
 _NUM_BINS = 60
+_LEAST = 0.1  # ms on an axis: parts that arrive together are microseconds apart
 
 
 def write_plot(records: Sequence[RequestRecord], title: str, path: Path) -> None:
@@ -38,6 +39,7 @@ def _cumulative(axes: Any, series: dict[str, list[float]], of_what: str) -> None
         if seconds:
             axes.step(np.sort(seconds) * 1e3, np.arange(1, len(seconds) + 1) / len(seconds), label=name)
     axes.set_xscale("log")
+    axes.set_xlim(left=max(axes.get_xlim()[0], _LEAST))
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("ms")
     axes.set_ylabel(f"share of {of_what}")

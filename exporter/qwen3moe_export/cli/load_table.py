@@ -14,11 +14,12 @@ LATENCIES = (
     ("e2e", "end to end"),
     ("lateness", "sent after it was due"),
 )
-SUSPICIOUS_LATENESS = 10.0  # ms at p99: more than a decode step of most models
+MOST_LATENESS = 0.1  # of the time to first token, both on average
 
 
 def print_figures(figures: Figures, title: str, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    console.print(title, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ms", no_wrap=True)
     for name in ("mean", "p50", "p90", "p99"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -46,6 +47,6 @@ def summary_lines(figures: Figures) -> list[str]:
 def warning_lines(figures: Figures) -> list[str]:
     by_count = sorted(figures.errors.items(), key=lambda item: -item[1])
     lines = [f"{kind}: {count}, such as: {figures.messages[kind]}" for kind, count in by_count]
-    if figures.lateness and figures.lateness.p99 > SUSPICIOUS_LATENESS:
+    if figures.lateness and figures.ttft and figures.lateness.mean > MOST_LATENESS * figures.ttft.mean:
         lines.append("This client was too slow for the load: requests were sent late, and tokens seen late.")
     return lines
