@@ -3,9 +3,9 @@
     qwen3moe-export onnx tests/data/qwen3moe-tiny -o export
     python benchmarks/load_server.py export tests/data/qwen3moe-tiny 10
 
-Three servers on ONNX Runtime, one after the other. The first has 200 clients for so many minutes, each of which streams
-one request after another; the second runs one sequence at a time, for a tenth of that; the third has 200 requests in
-flight when it is told to stop. Outputs have just the length asked for, and log-probabilities count every token.
+On ONNX Runtime. For so many minutes 200 clients stream one request after another. Then the same server and one that
+runs a sequence at a time take turns, so that both see the machine in the same state. Last, a server is told to stop with
+200 requests in flight. Outputs have just the length asked for, and log-probabilities count every token.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, WorkItem,
 NUM_CLIENTS, MAX_SEQS, GRACE = 200, 32, 60
 PROMPTS, OUTPUT_LEN = RandomPrompts(LengthRange(8, 128), 2045), LengthRange(16, 64)
 SAMPLE_EVERY = 5.0  # seconds
+NUM_TURNS = 3
 WARM_UP = 60.0  # seconds at most that no line is fitted to: pools, connections and the prefix cache fill
 FLAT = 0.01  # of the memory: growth by the fitted line over the whole time
 COMMAND = "from qwen3moe_export.cli import main; main()"
@@ -109,6 +110,18 @@ def print_load(figures: Figures, name: str) -> None:
     )
 
 
+def print_turns(server: ServerProcess, single: ServerProcess, minutes: float) -> None:
+    """Each for so many minutes, NUM_TURNS times."""
+    rounds: dict[str, list[Figures]] = {"32 clients, 32 at a time": [], "2 clients, one at a time": []}
+    for _ in range(NUM_TURNS):
+        for (name, figures), which, num_clients in zip(rounds.items(), (server, single), (MAX_SEQS, 2), strict=True):
+            records, _ = asyncio.run(load_for(which, target_of(which), num_clients, minutes))
+            figures.append(measure(records))
+            print_load(figures[-1], name)
+    batched, alone = (float(np.median([one.output_throughput for one in figures])) for figures in rounds.values())
+    print(f"\n{batched / alone:.1f} times the throughput of one at a time, by the medians.")
+
+
 def print_memory(memory: Memory) -> None:
     growth = memory.slope() * memory.seconds[-1] / 60
     is_flat = abs(growth) < FLAT * memory.resident[-1]
@@ -140,13 +153,9 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     with serve(export, weights, "--max-seqs", MAX_SEQS) as server:
         records, memory = asyncio.run(load_for(server, target_of(server), NUM_CLIENTS, minutes))
-    batched = measure(records)
-    print_load(batched, f"{NUM_CLIENTS} clients, {MAX_SEQS} at a time")
-    with serve(export, weights, "--max-seqs", 1) as server:
-        records, _ = asyncio.run(load_for(server, target_of(server), 4, minutes / 10))
-    single = measure(records)
-    print_load(single, "4 clients, one at a time")
-    print(f"\n{batched.output_throughput / single.output_throughput:.1f} times the throughput of one at a time.")
+        print_load(measure(records), f"{NUM_CLIENTS} clients, {MAX_SEQS} at a time, {minutes:g} minutes")
+        with serve(export, weights, "--max-seqs", 1) as single:
+            print_turns(server, single, minutes / 20)
     print_memory(memory)
     with serve(export, weights, "--max-seqs", MAX_SEQS) as server:
         records, terminated = asyncio.run(load_and_terminate(server, target_of(server)))

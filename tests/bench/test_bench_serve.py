@@ -20,8 +20,8 @@ from qwen3moe_engine.bench.workload import GivenPrompts, LengthRange, RandomProm
 from qwen3moe_export.cli import main
 
 PROMPTS = RandomPrompts(LengthRange(4, 12), 100)
-# Client and server share an interpreter, and the machine with other tests: 2 ms where there is nobody else, more than 10
-# where ten processes share two cores. A part that is counted too often or not at all would be GAP off.
+# Client and server share an interpreter, and the machine with other tests: 2 ms where there is nobody else, more than
+# 10 where ten processes share two cores. A part that is counted too often or not at all would be GAP off.
 MEDIAN_MS, MOST_MS, GAP = 20.0, 500.0, 0.05
 
 

@@ -1,7 +1,7 @@
 """Requests to an OpenAI-compatible server, and what comes back.
 
 Owns: the HTTP and the kinds of errors. Must not know when requests are sent. aiohttp, since its streams cost a client
-43 us a chunk where httpx's cost 92: at 10,000 tokens a second the latter would measure itself.
+43 us a chunk where httpx2's cost 92: at 10,000 tokens a second the latter would measure itself.
 """
 
 from __future__ import annotations
