@@ -3,9 +3,9 @@
     qwen3moe-export onnx tests/data/qwen3moe-tiny -o export
     python benchmarks/load_server.py export tests/data/qwen3moe-tiny 10
 
-On ONNX Runtime. For so many minutes 200 clients stream one request after another. Then the same server and one that runs
-a sequence at a time take turns, so that both see the machine in the same state. Last, a server is told to stop with 200
-requests in flight. Outputs have just the length asked for, and log-probabilities count every token.
+On ONNX Runtime. For so many minutes 200 clients stream one request after another. Then the same server and one that
+runs a sequence at a time take turns, so that both see the machine in the same state. Last, a server is told to stop,
+with 200 requests in flight. Outputs have just the length asked for, and log-probabilities count every token.
 """
 
 from __future__ import annotations
