@@ -26,9 +26,10 @@ import onnxruntime
 from server_process import ServerProcess, run_server
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
-from qwen3moe_engine.bench.client import Client, Target, find_model, open_session, run_load
+from qwen3moe_engine.bench.client import Client, find_model, open_session, run_load
 from qwen3moe_engine.bench.figures import Figures, measure
 from qwen3moe_engine.bench.record import RequestRecord
+from qwen3moe_engine.bench.target import Target
 from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, WorkItem, make_workload
 
 NUM_CLIENTS, MAX_SEQS, GRACE = 200, 32, 60

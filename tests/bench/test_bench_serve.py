@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 from fake_server import FakeServer, run_fake_server
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
-from qwen3moe_engine.bench.client import Target, run_load
+from qwen3moe_engine.bench.client import run_load
 from qwen3moe_engine.bench.figures import Latencies, measure
+from qwen3moe_engine.bench.target import Target
 from qwen3moe_engine.bench.workload import GivenPrompts, LengthRange, RandomPrompts, make_workload
 from qwen3moe_export.cli import main
 
@@ -197,12 +199,13 @@ def test_wrong_use_is_refused_before_anything_is_sent(server, arguments, message
     assert not server.served
 
 
-def test_a_missing_library_names_its_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
-    for name in ("qwen3moe_engine.bench.client", "qwen3moe_export.cli.bench_serve_command"):
-        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
-    result = run("--url", "http://127.0.0.1:9")
-    assert result.exit_code == 2 and "qwen3moe-export[bench]" in result.output
+@pytest.mark.parametrize("missing", ["aiohttp", "matplotlib"])
+def test_a_missing_library_is_told_before_anything_is_sent(server, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "qwen3moe_engine.bench.client")
+    result = run("--url", server.url, "--plot", "load.svg")
+    assert result.exit_code == 2 and f"package {missing}" in result.output and "[bench]" in result.output
+    assert not server.served
 
 
 def test_plots_of_nothing_but_failures(server, tmp_path: Path):

@@ -13,7 +13,7 @@ import ray
 import yaml
 from ray import serve
 
-from qwen3moe_engine.ray_deployment import Replicas
+from qwen3moe_engine.server.ray_deployment import Replicas
 
 
 def main() -> None:

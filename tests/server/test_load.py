@@ -12,8 +12,9 @@ import pytest
 from server_process import MODEL, run_server
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
-from qwen3moe_engine.bench.client import Target, run_load
+from qwen3moe_engine.bench.client import run_load
 from qwen3moe_engine.bench.figures import measure
+from qwen3moe_engine.bench.target import Target
 from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, make_workload
 
 PROMPTS = RandomPrompts(LengthRange(4, 30), vocab_size=2045, prefix_len=20)

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from ray_cluster import RayCluster, run_ray
 
 from qwen3moe_engine.bench.arrivals import Poisson
-from qwen3moe_engine.bench.client import Target, run_load
+from qwen3moe_engine.bench.client import run_load
 from qwen3moe_engine.bench.figures import measure
+from qwen3moe_engine.bench.target import Target
 from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, make_workload
 from qwen3moe_plugins.errors import InputError
 
@@ -30,7 +31,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "ray.md"
 @pytest.fixture(scope="module")
 def ray_deployment():
     """Imported where it is used, as it takes seconds."""
-    from qwen3moe_engine import ray_deployment
+    from qwen3moe_engine.server import ray_deployment
 
     return ray_deployment
 

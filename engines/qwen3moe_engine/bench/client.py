@@ -8,54 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
 from qwen3moe_engine.bench.event_stream import EventStream, StreamError, message_of
 from qwen3moe_engine.bench.record import RequestRecord
+from qwen3moe_engine.bench.target import Target
 from qwen3moe_engine.bench.workload import WorkItem
 from qwen3moe_plugins.errors import InputError
 
-PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 READ_BUFFER = 2**20  # bytes; the longest line of a stream is half of it
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server and how it is asked.
-
-    url: such as http://127.0.0.1:8000. ignore_eos: outputs have the length asked for; an extension of OpenAI's API that
-    vLLM and SGLang have. counts_tokens: asks for log-probabilities, which name every token. timeout: seconds of a
-    request. extra_body: more of the request's JSON.
-    """
-
-    url: str
-    model: str
-    endpoint: str = "completions"
-    api_key: str | None = field(default=None, repr=False)
-    ignore_eos: bool = True
-    counts_tokens: bool = False
-    timeout: float = 600.0
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-
-    def body(self, item: WorkItem) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "max_tokens": item.max_tokens, "temperature": 0.0, "stream": True}
-        body["stream_options"] = {"include_usage": True}
-        is_chat = self.endpoint == "chat"
-        if is_chat:
-            body["messages"] = [{"role": "user", "content": item.prompt}]
-        else:
-            body["prompt"] = item.prompt
-        if self.counts_tokens:
-            body["logprobs"] = True if is_chat else 0
-        if self.ignore_eos:
-            body["ignore_eos"] = True
-        return body | dict(self.extra_body)
 
 
 class Client:
@@ -83,8 +48,7 @@ class Client:
         return self._record(item, stream, (due, start, time.perf_counter()), error, message)
 
     async def _read(self, item: WorkItem, stream: EventStream) -> None:
-        url = self._target.url + PATHS[self._target.endpoint]
-        async with self._session.post(url, json=self._target.body(item)) as response:
+        async with self._session.post(self._target.completions_url, json=self._target.body(item)) as response:
             if response.status != 200:
                 raise StreamError(f"HTTP {response.status}", message_of(await response.text()))
             async for line in response.content:

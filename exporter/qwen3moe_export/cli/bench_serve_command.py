@@ -14,8 +14,8 @@ import click
 from rich.console import Console
 
 from qwen3moe_engine.bench.arrivals import ClosedLoop, Poisson
-from qwen3moe_engine.bench.client import PATHS, Target, find_model, run_load
 from qwen3moe_engine.bench.figures import measure
+from qwen3moe_engine.bench.target import PATHS, Target
 from qwen3moe_engine.bench.workload import RandomPrompts
 from qwen3moe_export.cli.load_options import Load, load_options
 from qwen3moe_export.cli.load_plot import FORMATS, write_plot
@@ -71,6 +71,8 @@ def command(
       qwen3moe-export bench serve --url http://127.0.0.1:8000 --concurrency 64 --input-len 64-2048 --json load.json
       qwen3moe-export bench serve --url http://127.0.0.1:8000 --endpoint chat --prompts questions.txt --heed-eos
     """
+    from qwen3moe_engine.bench.client import find_model, run_load
+
     arrivals = _arrivals(rate, concurrency, load.seed)
     _check(url, endpoint, load, plot_file)
     for path in (json_file, plot_file):
@@ -110,9 +112,12 @@ def _check(url: str, endpoint: str, load: Load, plot_file: Path | None) -> None:
         )
     if endpoint == "chat" and isinstance(load.prompts, RandomPrompts):
         raise click.UsageError("--endpoint chat takes texts, not token ids: give --prompts")
-    if plot_file is not None and plot_file.suffix not in FORMATS:
-        remedy = "name the file so"
-        raise InputError("--plot", got=str(plot_file), expected=f"a file {', '.join(FORMATS)}", remedy=remedy)
+    if plot_file is not None:
+        import matplotlib  # noqa: F401, as a missing package is told before the load
+
+        if plot_file.suffix not in FORMATS:
+            remedy = "name the file so"
+            raise InputError("--plot", got=str(plot_file), expected=f"a file {', '.join(FORMATS)}", remedy=remedy)
 
 
 def _without_key(target: Target) -> dict[str, Any]:

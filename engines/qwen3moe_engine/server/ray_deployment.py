@@ -62,7 +62,7 @@ class Replica:
 
 
 def build(arguments: Replicas) -> Any:
-    """The application, for `import_path: qwen3moe_engine.ray_deployment:build`."""
+    """The application, for `import_path: qwen3moe_engine.server.ray_deployment:build`."""
     arguments.engine.check(arguments.weights)
     deployment: serve.Deployment = serve.deployment(  # type: ignore[assignment]  # of a class, not of none yet
         Replica,
