@@ -144,7 +144,11 @@ import click
 from click.testing import CliRunner
 from qwen3moe_export.cli import main
 assert main.list_commands(click.Context(main)), "no subcommands"
-for words in [[], *([name] for name in main.list_commands(click.Context(main)))]:
+def words_of(command, *words):
+    yield list(words)
+    for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
+        yield from words_of(command.get_command(click.Context(command), name), *words, name)
+for words in words_of(main):
     result = CliRunner().invoke(main, [*words, "--help"], prog_name="qwen3moe-export", catch_exceptions=False)
     assert result.exit_code == 0, result.output
     print(result.output)
