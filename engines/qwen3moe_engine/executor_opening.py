@@ -67,6 +67,10 @@ def open_executor(
     """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has.
 
     An export for many ranks has a process for each but the first, which is this one."""
+    if options.rebalance_steps is not None and not manifest.part.layout.redundant_experts:
+        got, expected = f"an export for {manifest.part.layout}", "one with redundant experts"
+        remedy = "export again with --ep and --redundant-experts"
+        raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
     checkpoint = open_checkpoint(weights) if weights is not None else None
     if options.executor == "onnxruntime":
         from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
@@ -78,7 +82,8 @@ def open_executor(
             from qwen3moe_engine.parallel.executor import ParallelExecutor
             from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 
-            return ParallelExecutor(onnxruntime_ranks(export, checkpoint.path, config))
+            ranks = onnxruntime_ranks(export, checkpoint.path, config)
+            return ParallelExecutor(ranks, rebalance_steps=options.rebalance_steps)
         return OnnxRuntimeExecutor(export, manifest, checkpoint, config, progress)
     if manifest.part.layout.world_size > 1:
         got, expected = f"an export for {manifest.part.layout}", "one for one rank"

@@ -65,6 +65,10 @@ class StageRunner(Protocol):
         """Of the last stage."""
         ...
 
+    def rebalance(self) -> int:
+        """Moves experts within the group, as all of its ranks do between the same two steps. Returns how many came."""
+        ...
+
     def close(self) -> None: ...
 
 
