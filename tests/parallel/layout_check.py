@@ -76,7 +76,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """max_error: of any logit. bytes_read: by rank."""
+    """max_error: of any logit. bytes_read: by rank. num_experts_moved: to rank 0."""
 
     max_error: float
     num_equal: int
@@ -106,9 +106,8 @@ class Bench:
             bytes_read = tuple(ready.num_bytes_read for ready in executor.ready)
         differences = tuple(itertools.chain.from_iterable(map(_difference, itertools.count(), completions, continued)))
         max_error = float(np.abs(found - logits).max())
-        return Comparison(
-            max_error, len(completions) - len(differences), differences, bytes_read, executor.num_experts_moved
-        )
+        num_equal = len(completions) - len(differences)
+        return Comparison(max_error, num_equal, differences, bytes_read, executor.num_experts_moved)
 
     @contextmanager
     def ranks(self, name: str, layout: Layout, rebalance_steps: int | None = None) -> Iterator[ParallelExecutor]:

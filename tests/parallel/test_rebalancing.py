@@ -10,7 +10,7 @@ from layout_check import TOLERANCE
 
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.expert_placement import Placement, place_experts, settle
-from qwen3moe_engine.layout import Layout
+from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.opened_export import OpenedExport
 from qwen3moe_engine.sharding import check_layout
 from qwen3moe_export.config import load_config
@@ -110,5 +110,7 @@ def test_experts_go_where_work_is_even(bench):
 
 def test_an_export_without_replicas_is_not_rebalanced(bench):
     options = EngineOptions(rebalance_steps=10)
-    with pytest.raises(InputError, match="rebalance_steps: got an export for TP4, expected one with redundant experts"):
-        OpenedExport(bench.export("trained", Layout(tp=4)), bench.model("trained").checkpoint, options).load()
+    with pytest.raises(
+        InputError, match="rebalance_steps: got an export for one rank, expected one with redundant experts"
+    ):
+        OpenedExport(bench.export("trained", SINGLE), bench.model("trained").checkpoint, options).load()
