@@ -1,10 +1,13 @@
 """A TensorRT engine against golden tokens and logits of the torch reference (make_greedy_golden.py). Needs no torch.
 
+The plan lies in EXPORT, for the limits below; of an export for many ranks, which run on a GPU each, tokens are checked.
+
 Greedy tokens of every prompt must be the reference's, whoever shares the batch: alone, together, with chunked prefill,
 with and without CUDA graphs, and with a KV pool that holds only some requests at once. A first difference counts as
 equal only where the reference's two best logits are closer than the tolerance; every such case is printed.
 
-    python benchmarks/engine_check.py EXPORT --weights CHECKPOINT --golden golden.npz --plugins FOLDER --tensorrt 8
+    qwen3moe-export engine EXPORT --max-tokens 512 --max-seqs 32 --max-context 512 --block-size 16
+    python benchmarks/engine_check.py EXPORT --weights CHECKPOINT --golden golden.npz
 """
 
 from __future__ import annotations
@@ -21,17 +24,19 @@ from qwen3moe_engine.batch import SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.manifest import Manifest, load_manifest
+from qwen3moe_engine.executor import Executor
+from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.parallel.executor import ParallelExecutor
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
-from qwen3moe_engine.tensorrt.build import build_plan
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
-from qwen3moe_engine.tensorrt.flavour import load_tensorrt
-from qwen3moe_engine.tensorrt.plan import Limits, save_plan
+from qwen3moe_engine.tensorrt.plan import find_plan
+from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
 from qwen3moe_engine.weights import no_progress
 from qwen3moe_plugins.errors import InputError
 
-LIMITS = Limits(max_tokens=512, max_seqs=32, max_context=512, block_size=16)
+MAX_TOKENS, NUM_BLOCKS = 512, 800
 # An engine may lose twice what plain torch in the same dtype loses against fp32: both round at about the same places.
 FACTOR, EPSILON = 2.0, 1e-3
 
@@ -90,7 +95,7 @@ def compare_tokens(name: str, golden: Golden, found: list[tuple[int, ...]]) -> b
     return passed
 
 
-def generate(executor: TensorRTExecutor, manifest: Manifest, prompts: list[list[int]], max_step_tokens: int,
+def generate(executor: Executor, manifest: Manifest, prompts: list[list[int]], max_step_tokens: int,
              max_seqs: int, num_blocks: int) -> list[tuple[int, ...]]:  # fmt: skip
     blocks = BlockManager(num_blocks, executor.block_size)
     scheduler = Scheduler(blocks, executor.max_model_len, max_step_tokens, max_seqs)
@@ -100,7 +105,7 @@ def generate(executor: TensorRTExecutor, manifest: Manifest, prompts: list[list[
     return [completion.token_ids for completion in completions]
 
 
-def check_tokens(executor: TensorRTExecutor, manifest: Manifest, golden: Golden, graphs: str) -> bool:
+def check_tokens(executor: Executor, manifest: Manifest, golden: Golden, graphs: str) -> bool:
     """Every way of batching."""
     total = executor.num_blocks
     alone = [generate(executor, manifest, [prompt], 256, 1, total)[0] for prompt in golden.prompts]
@@ -134,7 +139,7 @@ def check_logits(executor: TensorRTExecutor, golden: Golden) -> bool:
     return passed
 
 
-def check_refusal(executor: TensorRTExecutor, manifest: Manifest) -> bool:
+def check_refusal(executor: Executor, manifest: Manifest) -> bool:
     """A request that the pool can never hold is refused by name."""
     try:
         generate(executor, manifest, [[1] * 100], 256, 1, 4)
@@ -145,33 +150,36 @@ def check_refusal(executor: TensorRTExecutor, manifest: Manifest) -> bool:
     return False
 
 
+def open_ranks(
+    export: Path, weights: Path, plugins: Path | None, cuda_graphs: bool
+) -> TensorRTExecutor | ParallelExecutor:
+    """One GPU's executor gives the logits of every token."""
+    first = load_stages(export)[0]
+    config = TensorRTConfig(NUM_BLOCKS, max_logits=MAX_TOKENS, cuda_graphs=cuda_graphs)
+    if first.manifest.part.layout.world_size > 1:
+        return ParallelExecutor(tensorrt_ranks(export, None, weights, config, plugins))
+    plan = find_plan(first.folder, None)
+    return TensorRTExecutor(export, first.manifest, plan, open_checkpoint(weights), config, no_progress, plugins)
+
+
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Path(path_type=Path), required=True)
 @click.option("--golden", "golden_path", type=click.Path(path_type=Path), required=True)
 @click.option("--plugins", type=click.Path(path_type=Path))
-@click.option("--tensorrt", "flavour", default="auto")
-def main(export: Path, weights: Path, golden_path: Path, plugins: Path | None, flavour: str) -> None:
-    manifest, golden = load_manifest(export), load_golden(golden_path)
-    plan, info = build_plan(export, manifest, load_tensorrt(flavour, plugins), LIMITS, ())
-    path = export / "check.plan"
-    save_plan(plan, info, path)
-    print(
-        f"TensorRT {info.tensorrt_version}, {info.dtype}, {info.plugin_layers} plugin layers, "
-        f"{len(plan) / 1e6:.1f} MB, built in {info.build_seconds} s; tolerance of a logit {golden.tolerance:.4f}"
-    )
+def main(export: Path, weights: Path, golden_path: Path, plugins: Path | None) -> None:
+    manifest, golden = load_stages(export)[0].manifest, load_golden(golden_path)
+    print(f"{manifest.part.layout}, {manifest.dtype}; tolerance of a logit {golden.tolerance:.4f}")
     print("| check | same | near-ties | wrong | verdict |\n|---|---|---|---|---|")
     passed = []
     for cuda_graphs in (False, True):
-        config = TensorRTConfig(num_blocks=800, max_logits=LIMITS.max_tokens, cuda_graphs=cuda_graphs)
         start = time.perf_counter()
-        with TensorRTExecutor(
-            export, manifest, path, open_checkpoint(weights), config, no_progress, plugins
-        ) as executor:
+        with open_ranks(export, weights, plugins, cuda_graphs) as executor:
             passed.append(check_tokens(executor, manifest, golden, "CUDA graphs" if cuda_graphs else "no graphs"))
-            passed.append(check_logits(executor, golden))
+            if isinstance(executor, TensorRTExecutor):
+                passed.append(check_logits(executor, golden))
             passed.append(check_refusal(executor, manifest))
-            print(f"    {executor.device.name}, {executor.load_report}, {time.perf_counter() - start:.1f} s in all")
+        print(f"    {time.perf_counter() - start:.1f} s in all", flush=True)
     sys.exit(0 if all(passed) else 1)
 
 

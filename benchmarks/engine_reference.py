@@ -13,32 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3moe_engine.manifest import InputSpec, load_manifest
-from qwen3moe_engine.tensorrt.loading import random_range, random_seed
-from qwen3moe_engine.weights import WeightPlan
+from qwen3moe_engine.checkpoint import StoredTensor
+from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.pieces import Piece
+from qwen3moe_engine.tensorrt.random_weights import fill_piece, random_checkpoint
 from qwen3moe_export.config import Qwen3MoeConfig, load_config
 from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
-from qwen3moe_export.load import unpack
 from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm, route
 from qwen3moe_export.rope import cos_sin_table
-from qwen3moe_plugins.kernels import FP16, FillShape, FillTensors, KernelLibrary
+from qwen3moe_plugins.kernels import KernelLibrary
 
 SEED = 7
 BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
 
-def make(spec: InputSpec, kernels: KernelLibrary) -> Tensor:
-    """The weight as the engine filled it."""
-    values = torch.empty(spec.static_shape, dtype=torch.float16, device="cuda")
-    shape = FillShape(values.numel(), random_seed(spec.name, SEED), FP16, *random_range(spec))
-    kernels.run("fill", shape, FillTensors(values.data_ptr()), 0, 0, torch.cuda.current_stream().cuda_stream)
+def make(tensor: StoredTensor, kernels: KernelLibrary) -> Tensor:
+    """The published tensor as the engine makes it."""
+    values = torch.empty(tensor.shape, dtype=torch.float16, device="cuda")
+    columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+    whole = Piece(tensor, columns, (0, tensor.shape[0]), (0, columns))
+    fill_piece(whole, values.data_ptr(), SEED, kernels, torch.cuda.current_stream().cuda_stream)
     return values
 
 
 def run_layer(
     config: Qwen3MoeConfig,
     layer_idx: int,
-    specs: list[InputSpec],
+    tensors: dict[str, StoredTensor],
     kernels: KernelLibrary,
     x: Tensor,
     dtype: torch.dtype,
@@ -48,9 +49,11 @@ def run_layer(
         layer = DecoderLayer(config, layer_idx)
     prefix = layer_prefix(layer_idx)
     values = {
-        name: value for spec in specs for name, value in unpack(WeightPlan(spec, ()), make(spec, kernels)).items()
+        name.removeprefix(prefix): make(tensor, kernels).to(dtype)
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
     }
-    layer.load_state_dict({name.removeprefix(prefix): value.to(dtype) for name, value in values.items()}, assign=True)
+    layer.load_state_dict(values, assign=True)
     if dtype == torch.float16:
         layer.mlp.gate.register_forward_hook(lambda gate, inputs, logits: count_experts(config, logits, touched))
     cos_sin = cos_sin_table(config, torch.arange(len(x))).cuda()
@@ -74,22 +77,13 @@ def reference_logits(
     dtype: torch.dtype,
     touched: dict[int, list[float]],
 ) -> Tensor:
-    specs = {spec.name: spec for spec in load_manifest(export).of_kind("weight")}
-    x = make(specs[EMBEDDING], kernels)[tokens.long()].to(dtype)
+    tensors = random_checkpoint(load_manifest(export)).tensors
+    x = make(tensors[EMBEDDING], kernels)[tokens.long()].to(dtype)
     for layer_idx in range(config.num_layers):
-        prefix = layer_prefix(layer_idx)
-        x = run_layer(
-            config,
-            layer_idx,
-            [spec for name, spec in specs.items() if name.startswith(prefix)],
-            kernels,
-            x,
-            dtype,
-            touched,
-        )
+        x = run_layer(config, layer_idx, tensors, kernels, x, dtype, touched)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps).cuda().to(dtype)
-    norm.weight.data = make(specs[FINAL_NORM], kernels).to(dtype)
-    head = make(specs[LM_HEAD], kernels).to(dtype)
+    norm.weight.data = make(tensors[FINAL_NORM], kernels).to(dtype)
+    head = make(tensors[LM_HEAD], kernels).to(dtype)
     return (norm(x) @ head.T).float()
 
 

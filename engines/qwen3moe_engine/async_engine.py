@@ -8,6 +8,7 @@ event loop, which it does not wait for. Must not know who asks.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import QueueFullError
 from qwen3moe_engine.stats import EngineStats
 from qwen3moe_plugins.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class EngineDeadError(RuntimeError):
@@ -190,6 +193,7 @@ class AsyncEngine:
                     self._engine.step()
                     self._hand_over()
         except Exception as error:
+            logger.exception("the engine failed")
             self._call_loop(self._die, error)
 
     def _take_commands(self) -> bool:

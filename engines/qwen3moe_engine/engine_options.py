@@ -17,7 +17,8 @@ EXECUTORS = ("onnxruntime", "tensorrt")
 class EngineOptions:
     """executor: one of EXECUTORS. What is None is the executor's default.
 
-    plan, random_weights, cuda_graphs, plugins: of TensorRT: the plan as `engine` built it; a seed to make weights by on
+    plan, random_weights, cuda_graphs, plugins: of TensorRT: the plan as `engine` built it, by default the one in the
+    export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on
     the device instead of reading a checkpoint's; whether decode steps are replayed as CUDA graphs (they are); the
     folder of our libraries.
     num_threads: of ONNX Runtime, 0 for as many as cores.
@@ -60,8 +61,6 @@ class EngineOptions:
             raise InputError("weights", got="none", expected="a checkpoint", remedy="give its folder")
 
     def _check_tensorrt(self, weights: Path | None) -> None:
-        if self.plan is None:
-            raise InputError("plan", got="none", expected="a plan", remedy="build one with `qwen3moe-export engine`")
         if (weights is None) == (self.random_weights is None):
             got = "neither" if weights is None else "both"
             raise InputError("weights", got=got, expected="either weights or random_weights", remedy="give one of them")

@@ -11,7 +11,9 @@ from pathlib import Path
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.layout import Layout
+from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.weights import Progress
 from qwen3moe_plugins.errors import InputError
 
@@ -26,16 +28,16 @@ class Capacity:
     max_seqs: int
 
 
-def capacity_of(options: EngineOptions, manifest: Manifest) -> Capacity:
-    """Known before anything is loaded, so that requests can be refused early. Raises InputError for options that ask
-    for more than the plan was built for."""
+def capacity_of(options: EngineOptions, stage: ExportedStage) -> Capacity:
+    """Of the engine whose first stage it is. Known before anything is loaded, so that requests can be refused early.
+    Raises InputError for options that ask for more than the plan was built for."""
     if options.executor == "onnxruntime":
         # 256 tokens a step: the CPU functions compute every expert for every token, so longer prompts go in chunks
         seqs = options.max_seqs or 32
         tokens = options.max_step_tokens or max(256, seqs)
-        capacity = Capacity(16, manifest.dims.max_position_embeddings, tokens, seqs)
+        capacity = Capacity(16, stage.manifest.dims.max_position_embeddings, tokens, seqs)
     else:
-        capacity = _capacity_of_plan(options)
+        capacity = _capacity_of_plan(options, stage)
     if capacity.max_step_tokens < capacity.max_seqs:
         expected = f"at least max_seqs, {capacity.max_seqs}"
         remedy = "raise it, or lower max_seqs"
@@ -43,11 +45,11 @@ def capacity_of(options: EngineOptions, manifest: Manifest) -> Capacity:
     return capacity
 
 
-def _capacity_of_plan(options: EngineOptions) -> Capacity:
-    from qwen3moe_engine.tensorrt.plan import load_plan_info
+def _capacity_of_plan(options: EngineOptions, stage: ExportedStage) -> Capacity:
+    from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
 
-    assert options.plan is not None
-    limits = load_plan_info(options.plan).limits
+    plan = find_plan(stage.folder, options.plan, stage.manifest.part.layout.pp)
+    limits = load_plan_info(plan).limits
     for name, limit in (("max_seqs", limits.max_seqs), ("max_step_tokens", limits.max_tokens)):
         if (getattr(options, name) or 0) > limit:
             expected, remedy = f"at most the plan's {limit}", "lower it, or build a larger plan"
@@ -57,40 +59,65 @@ def _capacity_of_plan(options: EngineOptions) -> Capacity:
 
 
 def open_executor(
+    options: EngineOptions, export: Path, weights: Path | None, num_blocks: int | None, progress: Progress
+) -> Executor:
+    """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has. An
+    export for many ranks starts a process for each but the first."""
+    first = load_stages(export)[0]
+    _check_rebalancing(options, first.manifest.part.layout)
+    if options.executor == "onnxruntime":
+        assert weights is not None and num_blocks is not None
+        config = OnnxRuntimeConfig(num_blocks, capacity_of(options, first).block_size, options.num_threads)
+        return _open_onnxruntime(export, first, weights, config, options.rebalance_steps, progress)
+    return _open_tensorrt(options, export, first, weights, num_blocks, progress)
+
+
+def _check_rebalancing(options: EngineOptions, layout: Layout) -> None:
+    """Raises InputError for experts that could not move."""
+    if options.rebalance_steps is not None and not layout.redundant_experts:
+        remedy = "export again with --ep and --redundant-experts"
+        got, expected = f"an export for {layout}", "one with redundant experts"
+        raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
+    if options.executor == "tensorrt" and layout.redundant_experts:
+        remedy = "export again without --redundant-experts, or choose the executor onnxruntime"
+        got, expected = f"an export for {layout}", "one without redundant experts, whose load no plugin counts"
+        raise InputError("executor tensorrt", got=got, expected=expected, remedy=remedy)
+
+
+def _open_onnxruntime(
+    export: Path,
+    first: ExportedStage,
+    weights: Path,
+    config: OnnxRuntimeConfig,
+    rebalance_steps: int | None,
+    progress: Progress,
+) -> Executor:
+    if first.manifest.part.layout.world_size > 1:
+        from qwen3moe_engine.parallel.executor import ParallelExecutor
+        from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
+
+        return ParallelExecutor(onnxruntime_ranks(export, weights, config), rebalance_steps=rebalance_steps)
+    return OnnxRuntimeExecutor(export, first.manifest, open_checkpoint(weights), config, progress)
+
+
+def _open_tensorrt(
     options: EngineOptions,
     export: Path,
-    manifest: Manifest,
+    first: ExportedStage,
     weights: Path | None,
     num_blocks: int | None,
     progress: Progress,
 ) -> Executor:
-    """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has.
-
-    An export for many ranks has a process for each but the first, which is this one."""
-    if options.rebalance_steps is not None and not manifest.part.layout.redundant_experts:
-        got, expected = f"an export for {manifest.part.layout}", "one with redundant experts"
-        remedy = "export again with --ep and --redundant-experts"
-        raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
-    checkpoint = open_checkpoint(weights) if weights is not None else None
-    if options.executor == "onnxruntime":
-        from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
-
-        assert checkpoint is not None and num_blocks is not None
-        block_size = capacity_of(options, manifest).block_size
-        config = OnnxRuntimeConfig(num_blocks, block_size, options.num_threads)
-        if manifest.part.layout.world_size > 1:
-            from qwen3moe_engine.parallel.executor import ParallelExecutor
-            from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
-
-            ranks = onnxruntime_ranks(export, checkpoint.path, config)
-            return ParallelExecutor(ranks, rebalance_steps=options.rebalance_steps)
-        return OnnxRuntimeExecutor(export, manifest, checkpoint, config, progress)
-    if manifest.part.layout.world_size > 1:
-        got, expected = f"an export for {manifest.part.layout}", "one for one rank"
-        raise InputError("executor tensorrt", got=got, expected=expected, remedy="choose the executor onnxruntime")
     from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
+    from qwen3moe_engine.tensorrt.plan import find_plan
 
-    assert options.plan is not None
     graphs = options.cuda_graphs is not False
-    trt_config = TensorRTConfig(num_blocks, cuda_graphs=graphs, random_seed=options.random_weights)
-    return TensorRTExecutor(export, manifest, options.plan, checkpoint, trt_config, progress, options.plugins)
+    config = TensorRTConfig(num_blocks, cuda_graphs=graphs, random_seed=options.random_weights)
+    if first.manifest.part.layout.world_size > 1:
+        from qwen3moe_engine.parallel.executor import ParallelExecutor
+        from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
+
+        return ParallelExecutor(tensorrt_ranks(export, options.plan, weights, config, options.plugins))
+    checkpoint = open_checkpoint(weights) if weights is not None else None
+    plan = find_plan(first.folder, options.plan)
+    return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)

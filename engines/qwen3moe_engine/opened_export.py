@@ -35,13 +35,14 @@ class OpenedExport:
     def __init__(self, export: Path, weights: Path | None, options: EngineOptions, tokenizer: Path | None = None):
         options.check(weights)
         self.export, self.weights, self.options = export, weights, options
-        self.manifest = load_stages(export)[0].manifest
+        first = load_stages(export)[0]
+        self.manifest = first.manifest
         self.manifest.require_token_ids(export)
         folder = tokenizer if tokenizer is not None else _tokenizer_of(weights)
         self.tokenizer = Tokenizer(folder) if folder is not None else None
         template = load_chat_template(folder if folder.is_dir() else folder.parent) if folder is not None else None
         self.encoder = PromptEncoder(self.tokenizer, template)
-        self.capacity = capacity_of(options, self.manifest)
+        self.capacity = capacity_of(options, first)
 
     def num_blocks_for(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
         """A KV pool that holds as many of these requests at once as may run. Raises InputError for those that could
@@ -60,7 +61,7 @@ class OpenedExport:
     def load(self, num_blocks: int | None = None, progress: Progress = no_progress) -> Engine:
         """An engine with a KV pool of `num_blocks`; None for the options' size, or the executor's default."""
         wanted = num_blocks if num_blocks is not None else self._default_num_blocks()
-        executor = open_executor(self.options, self.export, self.manifest, self.weights, wanted, progress)
+        executor = open_executor(self.options, self.export, self.weights, wanted, progress)
         dims, scheduler = self.manifest.dims, self._make_scheduler(executor.num_blocks)
         return Engine(executor, scheduler, dims.vocab_size, self.manifest.eos_token_ids, self.tokenizer, self.encoder)
 

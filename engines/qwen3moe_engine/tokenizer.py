@@ -54,8 +54,9 @@ class Tokenizer:
         """Raises InputError for half a surrogate pair, which is no character."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
-            raise InputError("prompt", got=str(error), expected="whole characters", remedy="repair the text") from None
+        except TypeError:  # what the library makes of it
+            got, remedy = "half a surrogate pair", "repair the text"
+            raise InputError("prompt", got=got, expected="whole characters", remedy=remedy) from None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

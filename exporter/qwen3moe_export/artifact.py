@@ -22,9 +22,17 @@ from qwen3moe_export.capture import Interface, capture
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.layout import hidden_state_names, split_sizes, unused_sources
 from qwen3moe_export.onnx_graph import to_onnx
-from qwen3moe_export.onnx_passes import FuseLinear, LowerForTensorRT8, MarkPlugins, WidenToFloat32, count_ops
+from qwen3moe_export.onnx_passes import (
+    FuseAllReduce,
+    FuseLinear,
+    LowerForTensorRT8,
+    MarkPlugins,
+    WidenToFloat32,
+    count_ops,
+)
 from qwen3moe_export.rope import rope_frequencies
 from qwen3moe_plugins.errors import InputError
+from qwen3moe_plugins.ops import ALL_REDUCE
 
 GRAPH_NAME = "model.onnx"
 WIDENED_NAME = "model.fp32.onnx"  # for runtimes without 16-bit kernels
@@ -106,7 +114,8 @@ def _forms(model: ir.Model, dtype: str) -> list[_Form]:
     if dtype != "fp32":
         forms.append(_Form(WIDENED_NAME, "fp32", WidenToFloat32()(_copy(model)).model))
     if dtype == "fp16":
-        lower = ir.passes.Sequential(FuseLinear(), MarkPlugins(), LowerForTensorRT8())
+        fusions = [FuseLinear(), *([FuseAllReduce()] if ALL_REDUCE.name in count_ops(model) else [])]
+        lower = ir.passes.Sequential(*fusions, MarkPlugins(), LowerForTensorRT8())
         forms.append(_Form(TENSORRT8_NAME, dtype, lower(_copy(model)).model))
     return forms
 

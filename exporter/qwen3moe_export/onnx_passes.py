@@ -8,7 +8,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qwen3moe_engine.manifest import InputSpec, OutputSpec
-from qwen3moe_plugins.ops import DOMAIN, OPS, PAGED_ATTENTION, PLUGIN_NAMESPACE
+from qwen3moe_plugins.ops import (
+    ADD_RMS_NORM,
+    ALL_REDUCE,
+    ALL_REDUCE_ADD_RMS_NORM,
+    DOMAIN,
+    OPS,
+    PAGED_ATTENTION,
+    PLUGIN_NAMESPACE,
+)
 
 ONNX_DTYPES = {
     "bf16": ir.DataType.BFLOAT16,
@@ -147,6 +155,31 @@ class FuseLinear(_NamedPass):
         new = [linear] + ([ir.node("Add", [linear.outputs[0], *bias])] if bias else [])
         removed = [product] if cast is None else [cast, product]
         ir.convenience.replace_nodes_and_values(graph, product, removed, new, removed[0].outputs, new[-1].outputs)
+
+
+class FuseAllReduce(_NamedPass):
+    """Requires: the graph of a group of ranks, with AddRMSNorm. Ensures: sums over the ranks that only an AddRMSNorm
+    reads are one operator with it, AllReduceAddRMSNorm."""
+
+    def edit(self, model: ir.Model) -> int:
+        norms = [node for node in model.graph if node.op_type == ADD_RMS_NORM.name]
+        return sum(self._replace(model.graph, norm) for norm in norms)
+
+    def _replace(self, graph: ir.Graph, norm: ir.Node) -> bool:
+        first, second, weight = norm.inputs
+        assert first is not None and second is not None
+        for total, residual in ((first, second), (second, first)):
+            reduction = total.producer()
+            is_reduction = reduction is not None and reduction.op_type == ALL_REDUCE.name
+            if reduction is None or not is_reduction or len(total.uses()) > 1 or total.is_graph_output():
+                continue
+            inputs, attributes = [reduction.inputs[0], residual, weight], {"eps": norm.attributes["eps"].as_float()}
+            fused = ir.node(ALL_REDUCE_ADD_RMS_NORM.name, inputs, attributes, domain=DOMAIN, num_outputs=2)
+            ir.convenience.replace_nodes_and_values(
+                graph, norm, [norm, reduction], [fused], norm.outputs, fused.outputs
+            )
+            return True
+        return False
 
 
 class LowerForTensorRT8(_NamedPass):

@@ -54,7 +54,9 @@ LinearShape = _structure(
 )
 LinearTensors = _structure("LinearTensors", [(name, c_void_p) for name in ("x", "weight", "out")])
 FillShape = _structure(
-    "FillShape", [("count", c_uint64), ("seed", c_uint64), ("dtype", c_int32), ("low", c_float), ("high", c_float)]
+    "FillShape",
+    [(name, c_uint64) for name in ("count", "columns", "row_stride", "first", "seed")]
+    + [("dtype", c_int32), ("low", c_float), ("high", c_float)],
 )
 FillTensors = _structure("FillTensors", [("values", c_void_p)])
 SampleShape = _structure("SampleShape", [("num_rows", c_int32), ("vocab_size", c_int32)])
@@ -77,6 +79,7 @@ _OPS = {
     "fill": (FillShape, FillTensors),
     "sample": (SampleShape, SampleTensors),
     "all_reduce": (AllReduceShape, AllReduceTensors),
+    "all_reduce_add_rms_norm": (RMSNormShape, RMSNormTensors),
     "all_gather": (AllGatherShape, AllGatherTensors),
 }
 

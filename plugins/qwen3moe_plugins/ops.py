@@ -158,6 +158,15 @@ ALL_REDUCE = OpDecl(
     attributes=(),
 )
 
+# AddRMSNorm of AllReduce(x): what stands between the layers of a group of ranks, as one operator.
+ALL_REDUCE_ADD_RMS_NORM = OpDecl(
+    name="AllReduceAddRMSNorm",
+    version=1,
+    inputs=ADD_RMS_NORM.inputs,
+    outputs=ADD_RMS_NORM.outputs,
+    attributes=ADD_RMS_NORM.attributes,
+)
+
 # The x of every rank of the group, rank after rank: row r * M + m of `out` is row m of rank r.
 ALL_GATHER = OpDecl(
     name="AllGather",
@@ -176,6 +185,7 @@ OPS: tuple[OpDecl, ...] = (
     LINEAR_FLOAT32,
     ALL_REDUCE,
     ALL_GATHER,
+    ALL_REDUCE_ADD_RMS_NORM,
 )
 
 # What has no local function: a runtime without the operator must fail, as no function of one rank's tensors is right.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -96,6 +97,42 @@ def test_streams_are_what_each_request_gets_alone():
         for (tokens, text, reason), prompt, own in zip(results, prompts, params, strict=True):
             assert tokens == expected_tokens(prompt, own) and text == text_of(tokens) and reason == "length"
         assert engine.stats().num_blocks_used == 0 and engine.num_open == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mixture_of_readers_and_leavers(seed):
+    """Requests come, are read whole, in part, or not at all, in a pool too small for them: whoever stays gets what it
+    gets alone, and nothing is left."""
+    chance = random.Random(seed)
+
+    async def live(engine: AsyncEngine, index: int) -> bool:
+        """Whether it stayed to the end."""
+        own = replace(LONG, max_new_tokens=chance.randint(1, 30), temperature=index % 2, seed=index)
+        prompt = [chance.randrange(VOCAB_SIZE) for _ in range(chance.randint(1, 18))]
+        leaves_at = chance.choice((None, None, 0, 1, 2, 9))
+        await asyncio.sleep(chance.random() * 0.02)
+        stream = await engine.submit(prompt, own, priority=chance.randint(-1, 1))
+        tokens: list[int] = []
+        while leaves_at is None or len(tokens) < leaves_at:
+            try:
+                tokens += (await stream.__anext__()).token_ids
+            except StopAsyncIteration:
+                break
+        assert tokens == expected_tokens(prompt, own)[: len(tokens)]
+        assert leaves_at is not None or len(tokens) == own.max_new_tokens
+        return leaves_at is None
+
+    async def test() -> None:
+        engine, _ = make_engine(num_blocks=16, max_seqs=6, max_waiting=200)
+        async with engine:
+            stayed = await asyncio.gather(*(live(engine, index) for index in range(60)))
+            await until(lambda: engine.num_open == 0)
+            stats = engine.stats()
+            assert (stats.num_blocks_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
+            assert stats.num_preemptions > 0 and 10 < sum(stayed) < 60
+            engine.engine._scheduler.check_invariants()
 
     run(test)
 

@@ -63,9 +63,6 @@ class Runner:
         mine = batch.tokens[:, None].astype(np.float32) + 1 if hidden_states is None else hidden_states
         return self._group.all_reduce(mine)
 
-    def rebalance(self) -> int:
-        return 0
-
     def close(self) -> None:
         pass
 

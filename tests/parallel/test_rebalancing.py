@@ -110,7 +110,5 @@ def test_experts_go_where_work_is_even(bench):
 
 def test_an_export_without_replicas_is_not_rebalanced(bench):
     options = EngineOptions(rebalance_steps=10)
-    with pytest.raises(
-        InputError, match="rebalance_steps: got an export for one rank, expected one with"
-    ):
+    with pytest.raises(InputError, match="rebalance_steps: got an export for one rank, expected one with"):
         OpenedExport(bench.export("trained", SINGLE), bench.model("trained").checkpoint, options).load()

@@ -1,4 +1,4 @@
-"""AllReduce and AllGather over two GPUs against torch, bit for bit: two addends are rounded once, however they travel.
+"""The collectives over two GPUs against torch, bit for bit: two addends are rounded once, however they travel.
 
 Both ranks make everyone's inputs from seeds, and so each knows the whole result.
 """
@@ -26,6 +26,8 @@ from qwen3moe_plugins.kernels import (  # noqa: E402
     AllReduceShape,
     AllReduceTensors,
     KernelError,
+    RMSNormShape,
+    RMSNormTensors,
 )
 
 pytestmark = pytest.mark.multi_gpu
@@ -129,6 +131,44 @@ def test_gather(ranks, dtype, count):
     ranks.call_all(check_gather, dtype, count)
 
 
+def random_norm(rank: Rank, seed: int, num_tokens: int, hidden_size: int, dtype) -> list:
+    """x of this rank, and the residual and weight that all ranks have."""
+    count = num_tokens * hidden_size
+    x = everyones(seed, count, dtype)[rank.index].view(num_tokens, hidden_size)
+    return [x, everyones(seed + 1, count, dtype)[0].view(x.shape), everyones(seed + 2, hidden_size, dtype)[0]]
+
+
+def add_rms_norm(rank: Rank, op: str, x, residual, weight):
+    """out and residual_out of `op`, both poisoned first."""
+    out, residual_out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    tensors = RMSNormTensors(*(tensor.data_ptr() for tensor in (x, residual, weight, out, residual_out)))
+    rank.kernels.run(op, RMSNormShape(DTYPES[x.dtype], *x.shape, 1e-6), tensors, 0, 0, current_stream())
+    return out, residual_out
+
+
+def check_norm(rank: Rank, num_tokens: int, hidden_size: int, dtype) -> list[str]:
+    x, residual, weight = random_norm(rank, num_tokens, num_tokens, hidden_size, dtype)
+    summed = torch.empty_like(x)
+    all_reduce(rank, x, summed)
+    expected = add_rms_norm(rank, "rms_norm", summed, residual, weight)
+    for _ in range(2):
+        fused = add_rms_norm(rank, "all_reduce_add_rms_norm", x, residual, weight)
+        assert torch.equal(fused[0], expected[0]) and torch.equal(fused[1], expected[1])
+    assert not expected[0].isnan().any()
+    return [digest(tensor) for tensor in fused]
+
+
+# The last is more than goes in one shot.
+@pytest.mark.parametrize(
+    "shape", [(1, 8), (1, 2048), (3, 2056), (64, 2048), (2, 6144), (5, 16384), (300, 2048)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_fused_norm_is_the_two_operators(ranks, shape, dtype):
+    """Bit for bit, and the same on all ranks."""
+    first, second = ranks.call_all(check_norm, *shape, dtype)
+    assert first == second
+
+
 def check_other_world_size(rank: Rank) -> None:
     x = torch.zeros(8, device="cuda")
     shape = AllGatherShape(8, FP32, WORLD_SIZE + 1)
@@ -173,6 +213,7 @@ class Decode:
         self.x = torch.zeros(64 * 2048, dtype=torch.float16, device="cuda")
         self.small, self.odd = torch.empty_like(self.x), torch.empty(4099, dtype=torch.bfloat16, device="cuda")
         self.large = torch.empty(32 * self.x.numel(), dtype=torch.float16, device="cuda")
+        self.weight = everyones(2, 2048, torch.float16)[0]
         self.gathered = torch.empty(WORLD_SIZE, 4099, dtype=torch.bfloat16, device="cuda")
         self.step()
         torch.cuda.synchronize()
@@ -182,6 +223,8 @@ class Decode:
 
     def step(self) -> None:
         all_reduce(self.rank, self.x, self.small)
+        rows, residual = (tensor.view(-1, 2048) for tensor in (self.x, self.small))
+        self.normed, _ = add_rms_norm(self.rank, "all_reduce_add_rms_norm", rows, residual, self.weight)
         self.large.copy_((self.small * (self.rank.index + 1)).repeat(32))
         all_reduce(self.rank, self.large, self.large)
         self.odd.copy_(self.large[-4099:])
@@ -190,9 +233,11 @@ class Decode:
 
     def expected(self, addends: list):
         small = total(addends)
+        rows = small.view(-1, 2048)
+        normed, _ = add_rms_norm(self.rank, "rms_norm", rows, rows, self.weight)
         large = total([small * (index + 1) for index in range(WORLD_SIZE)])[-4099:].bfloat16()
         odd = total([large] * WORLD_SIZE)
-        return small, torch.stack([odd * (index + 1) for index in range(WORLD_SIZE)])
+        return small, normed, torch.stack([odd * (index + 1) for index in range(WORLD_SIZE)])
 
 
 def check_graph(rank: Rank) -> int:
@@ -204,8 +249,8 @@ def check_graph(rank: Rank) -> int:
         decode.x.copy_(addends[rank.index])
         delay(rank, step)
         decode.graph.replay()
-        small, gathered = decode.expected(addends)
-        wrong += (decode.small != small).sum() + (decode.gathered != gathered).sum()
+        small, normed, gathered = decode.expected(addends)
+        wrong += (decode.small != small).sum() + (decode.normed != normed).sum() + (decode.gathered != gathered).sum()
         if step % 3 == 0:
             other = addends[rank.index][: 1 + 977 * step].clone()
             all_reduce(rank, other, other)

@@ -39,6 +39,7 @@ ATTRIBUTES = {
     "LinearFloat32": {},
     "AllReduce": {},
     "AllGather": {"world_size": 3},
+    "AllReduceAddRMSNorm": {"eps": 1e-6},
 }  # fmt: skip
 ELEMENT_TYPES = {ops.FLOAT32: TensorProto.FLOAT, ops.INT32: TensorProto.INT32}
 ARCHITECTURES = ("SM80", "SM86", "SM89", "SM120")

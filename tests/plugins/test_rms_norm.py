@@ -86,12 +86,17 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def test_fill_is_splitmix64_of_seed_and_index(kernels):
-    count, seed, low, high = 1_000_003, (7 << 32) + 5, -0.25, 0.5
-    values = torch.full((count,), torch.nan, dtype=torch.float16, device="cuda")
-    stream = torch.cuda.current_stream().cuda_stream
-    kernels.run("fill", FillShape(count, seed, FP16, low, high), FillTensors(values.data_ptr()), 0, 0, stream)
+@pytest.mark.parametrize(
+    ("rows", "columns", "row_stride", "first"), [(1, 1_000_003, 1_000_003, 0), (700, 300, 900, 0), (3, 5, 64, 128 + 17)]
+)
+def test_fill_is_splitmix64_of_seed_and_index(kernels, rows, columns, row_stride, first):
+    """Of a whole matrix, and of columns of some of its rows."""
+    seed, low, high = (7 << 32) + 5, -0.25, 0.5
+    values = torch.full((rows, columns), torch.nan, dtype=torch.float16, device="cuda")
+    shape = FillShape(rows * columns, columns, row_stride, first, seed, FP16, low, high)
+    kernels.run("fill", shape, FillTensors(values.data_ptr()), 0, 0, torch.cuda.current_stream().cuda_stream)
+    elements = first + np.arange(rows)[:, None] * row_stride + np.arange(columns)
     with np.errstate(over="ignore"):
-        bits = splitmix64(splitmix64(np.array(seed, np.uint64)) + np.arange(count, dtype=np.uint64)) >> np.uint64(40)
+        bits = splitmix64(splitmix64(np.array(seed, np.uint64)) + elements.astype(np.uint64)) >> np.uint64(40)
     expected = low + (high - low) * (bits.astype(np.float64) * 2.0**-24)
     assert np.abs(values.cpu().numpy() - expected).max() <= 2.0**-11 * 0.5  # half an ulp of fp16 below 0.5, and fp32's

@@ -55,7 +55,7 @@ output 21 256
 output refused
 type 1
 workspace none
-formats 10 10
+formats 01 01
 enqueue of a wrong rank failed
 enqueue without a group failed
 enqueue without a group failed

@@ -22,7 +22,7 @@ from qwen3moe_engine.parallel.agreement import check_agreement
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Board, Patience, State
 from qwen3moe_engine.parallel.channel import Channel
 from qwen3moe_engine.parallel.mailbox import MAILBOX_BYTES, Mailbox
-from qwen3moe_engine.parallel.rank import Facts, RankSpec, SharedMemory, start_rank
+from qwen3moe_engine.parallel.rank import Facts, RankSpec, RebalancingRunner, SharedMemory, start_rank
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.parallel.watch import Watch
 from qwen3moe_engine.parallel.worker import END, GO, REBALANCE, Ready, run_worker
@@ -98,6 +98,7 @@ class ParallelExecutor:
     def _rebalance(self) -> None:
         """Moves experts to where the work of ranks is even, by what was counted since the last time."""
         with self._running(), self._judged():
+            assert isinstance(self._runner, RebalancingRunner)
             self._announce(REBALANCE)
             self.num_experts_moved += self._runner.rebalance()
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 
 from qwen3moe_engine.parallel.board import Board, GroupEndedError, State
 from qwen3moe_engine.parallel.mailbox import Mailbox
-from qwen3moe_engine.parallel.rank import RankSpec, RankStep, SharedMemory, StageRunner, start_rank
+from qwen3moe_engine.parallel.rank import RankSpec, RankStep, RebalancingRunner, SharedMemory, StageRunner, start_rank
 from qwen3moe_plugins.errors import InputError
 
 # What rank 0 announces beside a step, which is 8 bytes of its number.
@@ -74,6 +74,7 @@ def _follow(step: RankStep, runner: StageRunner, mailbox: Mailbox, connection: C
             return
         if order == REBALANCE:
             board.enter(State.RUNNING)
+            assert isinstance(runner, RebalancingRunner)
             runner.rebalance()
         else:
             board.enter(State.RUNNING, int.from_bytes(order, "little"))

@@ -44,7 +44,8 @@ class Bindings:
             "max_blocks": num_blocks_for(limits.max_context, limits.block_size),
             "num_logits": max_logits,
         }
-        specs = [self._sized(spec, **largest) for spec in self._manifest.of_kind("batch")]
+        kinds = ("hidden_states", "batch")
+        specs = [self._sized(spec, **largest) for kind in kinds for spec in self._manifest.of_kind(kind)]
         return StepInputs(specs, self.memory, self._stream)
 
     def place_kv_pool(self, num_blocks: int | None, reserve_bytes: float) -> int:

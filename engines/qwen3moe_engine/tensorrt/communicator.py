@@ -20,7 +20,7 @@ from qwen3moe_plugins.errors import InputError
 SYSTEM_NCCL = "libnccl.so.2"
 UNIQUE_ID_BYTES = 128
 MAX_ONE_SHOT_RANKS = 8
-MEASURED_ONE_SHOT_BYTES = 1 << 20  # with two H200s: benchmarks/results/h200x2_collective.md
+MEASURED_ONE_SHOT_BYTES = 4 << 20  # with two H200s: benchmarks/results/h200x2_collective.md
 
 
 class CommunicatorError(RuntimeError):

@@ -38,14 +38,22 @@ class Device:
     total_memory: int
 
 
-def current_device() -> Device:
-    """Raises InputError if there is no GPU."""
+def use_device(ordinal: int) -> Device:
+    """Makes it this thread's. Raises InputError if there is no such GPU."""
     try:
-        properties = call(cudart.cudaGetDeviceProperties, call(cudart.cudaGetDevice))
+        call(cudart.cudaSetDevice, ordinal)
+        properties = call(cudart.cudaGetDeviceProperties, ordinal)
     except (CudaError, RuntimeError) as error:
         remedy = "use --executor onnxruntime"
-        raise InputError("CUDA", got=str(error), expected="a GPU and its driver", remedy=remedy) from None
+        raise InputError(
+            f"CUDA device {ordinal}", got=str(error), expected="a GPU and its driver", remedy=remedy
+        ) from None
     return Device(properties.name.decode(), f"sm{properties.major}{properties.minor}", properties.totalGlobalMem)
+
+
+def driver_version() -> str:
+    """The CUDA version that the driver supports, such as 13000."""
+    return str(call(cudart.cudaDriverGetVersion))
 
 
 def free_memory() -> int:

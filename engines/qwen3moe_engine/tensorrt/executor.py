@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qwen3moe_engine.batch import Batch, pad_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
+from qwen3moe_engine.phases import Phases
 from qwen3moe_engine.tensorrt.bindings import Bindings
-from qwen3moe_engine.tensorrt.cuda import Graph, Stream, current_device
+from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
-from qwen3moe_engine.tensorrt.loading import LoadReport, random_weights, stream_weights
+from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
+from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
 from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
+from qwen3moe_engine.tensorrt.random_weights import fill_weights, random_checkpoint
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
@@ -32,7 +38,7 @@ class TensorRTConfig:
     """num_blocks: of the KV pool; None for as many as leave `1 - memory_fraction` of the GPU free.
 
     max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps.
-    random_seed: weights are made on the device instead of read from a checkpoint.
+    random_seed: weights are made on the device instead of read from a checkpoint. device: CUDA ordinal.
     """
 
     num_blocks: int | None = None
@@ -40,12 +46,15 @@ class TensorRTConfig:
     max_logits: int | None = None
     cuda_graphs: bool = True
     random_seed: int | None = None
+    device: int = 0
 
 
 class TensorRTExecutor:
     """Runs `plan`. Raises InputError if plan, export, plugins, GPU and weights do not fit together.
 
-    checkpoint: None with a `random_seed` in the configuration.
+    checkpoint: None with a `random_seed` in the configuration. group_rank: this rank's place in its group, where the
+    export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the
+    checkpoint. phases: of the start.
     """
 
     def __init__(
@@ -57,53 +66,79 @@ class TensorRTExecutor:
         config: TensorRTConfig,
         progress: Progress,
         plugin_folder: Path | None = None,
+        group_rank: int = 0,
     ):
-        info = load_plan_info(plan)
-        self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
-        check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
-        weights = plan_manifest(manifest, checkpoint) if checkpoint is not None else None
+        self.phases = Phases()
+        with self.phases("loading TensorRT, checking the plan"):
+            info = load_plan_info(plan)
+            self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
+            check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
+        is_random = checkpoint is None
+        weights = plan_manifest(manifest, checkpoint or random_checkpoint(manifest), group_rank)
+        self.num_bytes_read = 0 if is_random else sum(plan.num_bytes_read for plan in weights)
         self._config, self._limits = config, info.limits
         self._block_table_width = num_blocks_for(info.limits.max_context, info.limits.block_size)
         self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
-        self.device = current_device()
-        self._engine = self._deserialize(plan)
-        self._stream = Stream()
-        self._bindings = Bindings(manifest, info.limits, self._stream)
-        kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
-        self.load_report = self._load(manifest, weights, kernels, progress)
-        max_logits, memory = config.max_logits or info.limits.max_seqs, self._bindings.memory
+        with self.phases("deserializing the plan"):
+            self.device = use_device(config.device)
+            self._engine = self._deserialize(plan)
+        with self.phases("weights"):
+            self._stream = Stream()
+            self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
+            kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
+            self.load_report = self._load(manifest, weights, is_random, kernels, progress)
+        with self.phases("memory of steps, KV pool, contexts"):
+            self._place_step(manifest, kernels)
+            self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
+        # hidden states come and go by the host, so only a whole model is captured
+        captured = config.cuda_graphs and manifest.part.layout.pp == 1
+        buckets = decode_buckets(info.limits.max_seqs) if captured else []
+        with self.phases("CUDA graphs"):
+            self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
+
+    def _place_step(self, manifest: Manifest, kernels: KernelLibrary) -> None:
+        """Memory for what a step takes and gives, and all that is left for keys and values."""
+        limits, memory = self._limits, self._bindings.memory
+        max_logits = self._config.max_logits or limits.max_seqs
         self._logits = DeviceLogits(max_logits, manifest.dims.vocab_size, kernels, memory, self._stream)
-        max_tokens = {DECODE: info.limits.max_seqs, ANY_STEP: info.limits.max_tokens}
+        max_tokens = {DECODE: limits.max_seqs, ANY_STEP: limits.max_tokens}
+        given_on = 1 if manifest.part.is_last else limits.max_tokens  # the last stage has no such output
+        hidden_size = manifest.dims.hidden_size
+        self._hidden_states = HiddenStatesOutput(given_on, hidden_size, manifest.dtype, memory, self._stream)
         self._inputs = {
-            profile: self._bindings.make_step_inputs(max_tokens[profile], min(max_tokens[profile], max_logits))
-            for profile in (DECODE, ANY_STEP)
+            profile: self._bindings.make_step_inputs(count, min(count, max_logits))
+            for profile, count in max_tokens.items()
         }
         self._scratch_bytes = self._tensorrt.scratch_bytes(self._engine)
         self._scratch = memory.allocate(self._scratch_bytes, "activations")
-        reserve_bytes = (1.0 - config.memory_fraction) * self.device.total_memory
-        self.num_blocks = self._bindings.place_kv_pool(config.num_blocks, reserve_bytes)
-        self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
-        buckets = decode_buckets(info.limits.max_seqs) if config.cuda_graphs else []
-        self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
+        reserve_bytes = (1.0 - self._config.memory_fraction) * self.device.total_memory
+        self.num_blocks = self._bindings.place_kv_pool(self._config.num_blocks, reserve_bytes)
 
-    def execute(self, batch: Batch) -> StepLogits:
+    def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> StepLogits:
+        """`hidden_states`: what the stage before gave, fp32 [num_tokens, hidden_size]."""
         num_rows = len(batch.logits_indices)
         is_decode = len(batch.tokens) == len(batch.context_lens) == num_rows
         profile = self._profile_for(batch)
         if self._decode_steps and is_decode and profile == DECODE:
             self._replay(batch)
         else:
-            self._inputs[profile].send(batch)
-            self._enqueue(self._contexts[profile], batch)
+            arrays = self._arrays(batch, hidden_states)
+            self._inputs[profile].send(arrays)
+            self._enqueue(self._contexts[profile], arrays)
         return self._logits.of_step(num_rows)
+
+    def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """A step of a stage before the last: what enters the next, fp32 [num_tokens, hidden_size]."""
+        self.execute(batch, hidden_states)
+        return self._hidden_states.fetch(len(batch.tokens))
 
     def profile(self, batch: Batch) -> list[tuple[str, float]]:
         """Runs a step, without a CUDA graph, as TensorRT times it: name of each layer, milliseconds."""
         profile = self._profile_for(batch)
         context, profiler = self._make_context(profile), self._tensorrt.new_profiler()
         context.profiler = profiler  # which 8.6 does not take off again
-        self._inputs[profile].send(batch)
-        self._enqueue(context, batch)
+        self._inputs[profile].send(batch.inputs())
+        self._enqueue(context, batch.inputs())
         self._stream.synchronize()
         return profiler.layers
 
@@ -116,6 +151,7 @@ class TensorRTExecutor:
         for inputs in self._inputs.values():
             inputs.close()
         self._logits.close()
+        self._hidden_states.close()
         self._bindings.close()
         self._stream.close()
 
@@ -139,20 +175,26 @@ class TensorRTExecutor:
         return engine
 
     def _load(
-        self, manifest: Manifest, weights: list[WeightPlan] | None, kernels: KernelLibrary, progress: Progress
+        self,
+        manifest: Manifest,
+        weights: list[WeightPlan],
+        is_random: bool,
+        kernels: KernelLibrary,
+        progress: Progress,
     ) -> LoadReport:
         addresses = self._bindings.addresses
-        if weights is not None:
+        if not is_random:
             return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
         assert self._config.random_seed is not None, "neither a checkpoint nor a seed"
-        return random_weights(manifest.of_kind("weight"), addresses, self._config.random_seed, kernels, self._stream)
+        return fill_weights(weights, addresses, self._config.random_seed, kernels, self._stream)
 
     def _make_context(self, profile: int) -> Any:
         """A context with every address bound. All share one scratch memory, as only one runs at a time."""
         context = self._tensorrt.new_context(self._engine, self._scratch, self._scratch_bytes)
         if not context.set_optimization_profile_async(profile, self._stream.handle):
             raise RuntimeError(f"TensorRT refused profile {profile}; its messages stand above")
-        addresses = self._bindings.addresses | self._inputs[profile].addresses | {"logits": self._logits.address}
+        addresses = self._bindings.addresses | self._inputs[profile].addresses
+        addresses |= {"logits": self._logits.address, OUTPUT: self._hidden_states.address}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             assert context.set_tensor_address(name, addresses[name]), name
@@ -160,12 +202,18 @@ class TensorRTExecutor:
             assert context.set_input_shape(name, shape), (name, shape)
         return context
 
-    def _enqueue(self, context: Any, batch: Batch) -> None:
-        for name, array in batch.inputs().items():
-            if not context.set_input_shape(name, array.shape):
-                raise RuntimeError(f"{name} {array.shape} is outside the plan's profile {self._limits}")
+    def _arrays(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> dict[str, NDArray]:
+        """A step's inputs by name."""
+        if hidden_states is None:
+            return batch.inputs()
+        return batch.inputs() | {"hidden_states": hidden_states.astype(self._hidden_states.dtype)}
+
+    def _enqueue(self, context: Any, arrays: dict[str, NDArray]) -> None:
+        for name in self._inputs[DECODE].addresses:
+            if not context.set_input_shape(name, arrays[name].shape):
+                raise RuntimeError(f"{name} {arrays[name].shape} is outside the plan's profile {self._limits}")
         if not context.execute_async_v3(self._stream.handle):
-            raise RuntimeError(f"TensorRT could not run a step of {len(batch.tokens)} tokens; its messages stand above")
+            raise RuntimeError("TensorRT could not run a step; its messages stand above")
 
     def _profile_for(self, batch: Batch) -> int:
         return DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
@@ -173,16 +221,16 @@ class TensorRTExecutor:
     def _replay(self, batch: Batch) -> None:
         """Runs a decode step as the CUDA graph of its bucket."""
         bucket = next(bucket for bucket in self._decode_steps if bucket >= len(batch.tokens))
-        self._inputs[DECODE].send(pad_batch(batch, bucket, self._block_table_width))
+        self._inputs[DECODE].send(pad_batch(batch, bucket, self._block_table_width).inputs())
         self._decode_steps[bucket].graph.launch()
 
     def _capture(self, bucket: int) -> _DecodeStep:
         """The decode step of `bucket` sequences, all of them empty: run once, as some kernels want, and captured."""
-        batch = self._inputs[DECODE].empty_decode_step(bucket, self._block_table_width)
+        arrays = self._inputs[DECODE].empty_decode_step(bucket, self._block_table_width)
         context = self._make_context(DECODE)  # of its own: a graph is good until its context sees another shape
-        self._inputs[DECODE].send(batch)
-        self._enqueue(context, batch)
-        graph = self._stream.capture(lambda: self._enqueue(context, batch))
+        self._inputs[DECODE].send(arrays)
+        self._enqueue(context, arrays)
+        graph = self._stream.capture(lambda: self._enqueue(context, arrays))
         self._stream.synchronize()
         return _DecodeStep(context, graph)
 

@@ -1,13 +1,11 @@
-"""Weights into device memory: streamed from safetensors, or made there.
+"""Weights into device memory, streamed from safetensors.
 
-Owns: the pinned double buffer and the filling with pseudo-random values. Must not know TensorRT.
+Owns: the pinned double buffer. Must not know TensorRT.
 """
 
 from __future__ import annotations
 
-import math
 import time
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES
-from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.pieces import Piece
 from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
-from qwen3moe_engine.weights import Progress, WeightPlan, convert, num_bytes_of
-from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
+from qwen3moe_engine.weights import Progress, WeightPlan, convert
 
-EMBEDDING = "embed_tokens"  # part of the name
 CHUNK_BYTES = 64 << 20  # of each of two buffers: large enough that a copy runs at the bus's rate
 
 
@@ -95,34 +90,3 @@ class _DoubleBuffer:
         self._stream.to_device(target, self._buffers[self._turn].address, content.nbytes)
         self._sent[self._turn] = self._stream.record()
         self._turn = 1 - self._turn
-
-
-def random_weights(
-    specs: list[InputSpec], addresses: dict[str, int], seed: int, kernels: KernelLibrary, stream: Stream
-) -> LoadReport:
-    """Fills every weight on the device: norms around 1, embeddings uniform with variance 1, and other matrices with
-    variance 1 / columns."""
-    start = time.perf_counter()
-    for spec in specs:
-        low, high = random_range(spec)
-        dtype = {"bf16": BF16, "fp16": FP16}[spec.dtype]
-        shape = FillShape(math.prod(spec.static_shape), random_seed(spec.name, seed), dtype, low, high)
-        kernels.run("fill", shape, FillTensors(addresses[spec.name]), 0, 0, stream.handle)
-    stream.synchronize()
-    return LoadReport(sum(num_bytes_of(spec) for spec in specs), time.perf_counter() - start)
-
-
-def random_range(spec: InputSpec) -> tuple[float, float]:
-    """Lowest and highest value of a random weight."""
-    if "norm" in spec.name:
-        return 0.9, 1.1
-    # What attention adds is a mean over all tokens: next to small embeddings it would make them all alike, and the
-    # router would send them to the same few experts (14 of 128 for 8 tokens, where uniform routing takes 52).
-    variance = 1.0 if EMBEDDING in spec.name else 1.0 / spec.static_shape[-1]
-    half_width = math.sqrt(3.0 * variance) if len(spec.shape) > 1 else 0.1
-    return -half_width, half_width
-
-
-def random_seed(name: str, seed: int) -> int:
-    """Of one weight: a different stream for each name."""
-    return (seed << 32) + zlib.crc32(name.encode())

@@ -58,6 +58,22 @@ def save_plan(plan: bytes | memoryview, info: PlanInfo, target: Path) -> None:
         sidecar_path(partial).replace(sidecar_path(target))
 
 
+def find_plan(folder: Path, given: Path | None, num_stages: int = 1) -> Path:
+    """The plan of the export, or stage, in `folder`: `given`, which for one of several stages is a file name in each
+    stage's folder, or by default the only one there is. Raises InputError."""
+    if given is not None:
+        if num_stages > 1 and given.name != str(given):
+            expected = "a file name, of a plan in each stage's folder"
+            raise InputError("--plan", got=given, expected=expected, remedy="leave the folder away")
+        return folder / given if num_stages > 1 else given
+    found = sorted(folder.glob("*.plan"))
+    if len(found) != 1:
+        got = ", ".join(path.name for path in found) or "none"
+        remedy = "name one" if found else "build one with `qwen3moe-export engine`"
+        raise InputError("--plan", got=got, expected=f"one plan in {folder}", remedy=remedy)
+    return found[0]
+
+
 def load_plan_info(plan: Path) -> PlanInfo:
     """Reads the sidecar and checks the plan against it. Raises InputError."""
     if not plan.is_file():

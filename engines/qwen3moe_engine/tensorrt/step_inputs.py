@@ -6,17 +6,13 @@ Owns: where each lies in the block, on the host and on the device. Must not know
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream
 from qwen3moe_engine.weights import num_bytes_of
 
-FIELDS = {
-    "input_ids": "tokens",
-    "inputs_embeds": "tokens",
-}  # of a Batch, where they are not named as the graph's inputs
 _ALIGNMENT = 256  # bytes, of each input, as cudaMalloc would give it
 
 
@@ -38,20 +34,19 @@ class StepInputs:
     def close(self) -> None:
         self._host.close()
 
-    def empty_decode_step(self, num_seqs: int, max_blocks: int) -> Batch:
+    def empty_decode_step(self, num_seqs: int, max_blocks: int) -> dict[str, NDArray]:
         """Of `num_seqs` sequences without a token; there is padding in the place of theirs."""
-        sizes = {"block_table": (num_seqs, max_blocks), "cu_seqlens": (num_seqs + 1,)}
-        arrays = {}
-        for spec in self._specs:
-            shape = sizes.get(spec.name, (num_seqs, *spec.static_shape[1:]))
-            arrays[FIELDS.get(spec.name, spec.name)] = np.zeros(shape, NUMPY_DTYPES[spec.dtype])
-        return Batch(**arrays)
+        shapes = {"block_table": (num_seqs, max_blocks), "cu_seqlens": (num_seqs + 1,)}
+        return {
+            spec.name: np.zeros(shapes.get(spec.name, (num_seqs, *spec.static_shape[1:])), NUMPY_DTYPES[spec.dtype])
+            for spec in self._specs
+        }
 
-    def send(self, batch: Batch) -> None:
-        """Enqueues the copy. The previous step must have ended: it read the same memory."""
+    def send(self, arrays: dict[str, NDArray]) -> None:
+        """Enqueues the copy of every input, by name. The previous step must have ended: it read the same memory."""
         end = 0
-        for name, array in batch.inputs().items():
-            offset = self._offsets[name]
+        for name, offset in self._offsets.items():
+            array = arrays[name]
             assert array.nbytes <= self._capacities[name], (name, array.shape)
             flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
             self._host.bytes[offset : offset + array.nbytes] = flat

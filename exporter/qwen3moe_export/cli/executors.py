@@ -30,8 +30,8 @@ def load_engine(opened: OpenedExport, num_blocks: int | None = None) -> Engine:
     """With progress on the terminal, and for TensorRT what the weights' way to the device took."""
     engine = opened.load(num_blocks, progress)
     click.get_current_context().call_on_close(engine.executor.close)
-    if opened.options.executor == "tensorrt":
-        executor: Any = engine.executor
+    executor: Any = engine.executor
+    if opened.options.executor == "tensorrt" and opened.manifest.part.layout.world_size == 1:
         report = executor.load_report
         click.echo(
             f"{executor.device.name}: {report.num_bytes / 1e9:.3f} GB of weights in {report.seconds:.2f} s, "
@@ -45,7 +45,7 @@ weights_option = click.option("--weights", type=_PATH, help="The checkpoint: a f
 
 RUNTIME_OPTIONS = (
     click.option("--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True),
-    click.option("--plan", type=_PATH, help="TensorRT: the plan, as `engine` built it."),
+    click.option("--plan", type=_PATH, help="TensorRT: the plan.  [default: the only one in EXPORT]"),
     click.option("--random-weights", type=int, metavar="SEED", help="TensorRT: make weights on the device."),
     click.option(
         "--cuda-graphs/--no-cuda-graphs",

@@ -73,6 +73,11 @@ size_t qwen3moe_all_reduce_workspace_size(const qwen3moe_all_reduce_shape* shape
 int32_t qwen3moe_all_reduce(const qwen3moe_all_reduce_shape* shape, const qwen3moe_all_reduce_tensors* tensors,
                             void* workspace, size_t workspace_size, qwen3moe_stream stream);
 
+/* AllReduceAddRMSNorm: AllReduce of x, then AddRMSNorm, with the same results. No tensor may share another's memory. */
+size_t qwen3moe_all_reduce_add_rms_norm_workspace_size(const qwen3moe_rms_norm_shape* shape);
+int32_t qwen3moe_all_reduce_add_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_rms_norm_tensors* tensors,
+                                         void* workspace, size_t workspace_size, qwen3moe_stream stream);
+
 /* AllGather. out holds the x of rank 0, then that of rank 1, and so on. */
 typedef struct {
     int64_t count;      /* elements of one rank's x */

@@ -25,7 +25,7 @@ typedef enum {
     QWEN3MOE_INVALID_ARGUMENT = 1, /* a shape, dtype or pointer the operator does not take */
     QWEN3MOE_WORKSPACE_TOO_SMALL = 2,
     QWEN3MOE_CUDA_ERROR = 3,
-    QWEN3MOE_MISSING_LIBRARY = 4,  /* cuBLASLt was needed and is not there */
+    QWEN3MOE_MISSING_LIBRARY = 4,   /* cuBLASLt was needed and is not there */
     QWEN3MOE_COMMUNICATOR_ERROR = 5 /* no communicator, or a peer or NCCL failed (collective.h) */
 } qwen3moe_status;
 
@@ -131,9 +131,14 @@ size_t qwen3moe_linear_workspace_size(const qwen3moe_linear_shape* shape);
 int32_t qwen3moe_linear(const qwen3moe_linear_shape* shape, const qwen3moe_linear_tensors* tensors, void* workspace,
                         size_t workspace_size, qwen3moe_stream stream);
 
-/* Pseudo-random weights: element i is low + (high - low) * u, u in [0, 1) from the splitmix64 hash of seed and i. */
+/* Pseudo-random weights: element i of a matrix is low + (high - low) * u, u in [0, 1) from the splitmix64 hash of seed
+   and i. What is filled is a part of it: rows of `columns` elements, of which the first starts at element `first`, and
+   each other `row_stride` elements behind the one before. */
 typedef struct {
-    uint64_t count;
+    uint64_t count; /* rows * columns */
+    uint64_t columns;
+    uint64_t row_stride;
+    uint64_t first;
     uint64_t seed;
     int32_t dtype; /* qwen3moe_dtype of values */
     float low, high;

@@ -45,11 +45,11 @@ void expect_argument(bool holds, const char* what) {
 }
 
 // Runs `body` with the communicator in use; not at all if there is nothing to do.
-template <typename Shape, typename Tensors, typename Body>
-int32_t run(const char* op, const Shape* shape, const Tensors* tensors, Body&& body) noexcept {
+template <typename Tensors, typename Body>
+int32_t run(const char* op, int64_t count, const Tensors* tensors, Body&& body) noexcept {
     const int32_t status = status_of([&] {
-        expect_argument(shape->count >= 0, "count >= 0");
-        if (skipped || shape->count == 0) return;
+        expect_argument(count >= 0, "no negative size");
+        if (skipped || count == 0) return;
         expect_argument(tensors->x != nullptr && tensors->out != nullptr, "x and out, not NULL");
         qwen3moe_communicator* communicator = in_use;
         if (communicator == nullptr) {
@@ -131,8 +131,25 @@ extern "C" size_t qwen3moe_all_reduce_workspace_size(const qwen3moe_all_reduce_s
 extern "C" int32_t qwen3moe_all_reduce(const qwen3moe_all_reduce_shape* shape,
                                        const qwen3moe_all_reduce_tensors* tensors, void*, size_t,
                                        qwen3moe_stream stream) {
-    return qwen3moe::run("AllReduce", shape, tensors, [&](const Communicator& communicator) {
+    return qwen3moe::run("AllReduce", shape->count, tensors, [&](const Communicator& communicator) {
         communicator.all_reduce(tensors->x, tensors->out, shape->count, shape->dtype, stream);
+    });
+}
+
+extern "C" size_t qwen3moe_all_reduce_add_rms_norm_workspace_size(const qwen3moe_rms_norm_shape*) { return 0; }
+
+extern "C" int32_t qwen3moe_all_reduce_add_rms_norm(const qwen3moe_rms_norm_shape* shape,
+                                                    const qwen3moe_rms_norm_tensors* tensors, void*, size_t,
+                                                    qwen3moe_stream stream) {
+    const int64_t count = int64_t{shape->num_tokens} * shape->hidden_size;
+    return qwen3moe::run("AllReduceAddRMSNorm", count, tensors, [&](const Communicator& communicator) {
+        qwen3moe::expect_argument(shape->dtype == QWEN3MOE_BF16 || shape->dtype == QWEN3MOE_FP16, "bf16 or fp16");
+        qwen3moe::expect_argument(shape->hidden_size % 8 == 0 && shape->hidden_size <= 16384,
+                                  "hidden_size a multiple of 8, at most 16384");
+        qwen3moe::expect_argument(
+            tensors->residual != nullptr && tensors->weight != nullptr && tensors->residual_out != nullptr,
+            "residual, weight and residual_out, not NULL");
+        communicator.all_reduce_add_rms_norm(*shape, *tensors, stream);
     });
 }
 
@@ -141,7 +158,7 @@ extern "C" size_t qwen3moe_all_gather_workspace_size(const qwen3moe_all_gather_s
 extern "C" int32_t qwen3moe_all_gather(const qwen3moe_all_gather_shape* shape,
                                        const qwen3moe_all_gather_tensors* tensors, void*, size_t,
                                        qwen3moe_stream stream) {
-    return qwen3moe::run("AllGather", shape, tensors, [&](const Communicator& communicator) {
+    return qwen3moe::run("AllGather", shape->count, tensors, [&](const Communicator& communicator) {
         qwen3moe::expect_argument(shape->world_size == communicator.config().world_size,
                                   "the communicator's world_size");
         communicator.all_gather(tensors->x, tensors->out, shape->count, shape->dtype, stream);

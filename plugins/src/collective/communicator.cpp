@@ -157,8 +157,30 @@ void Communicator::check() const {
 }
 
 void Communicator::all_reduce(const void* x, void* out, int64_t count, int32_t dtype, cudaStream_t stream) const {
-    const int64_t num_bytes = count * static_cast<int64_t>(element_size(dtype));
-    reduce(x, out, count, dtype, peers_ != nullptr && num_bytes <= config_.one_shot_bytes, stream);
+    reduce(x, out, count, dtype, goes_in_one_shot(count, dtype), stream);
+}
+
+bool Communicator::goes_in_one_shot(int64_t count, int32_t dtype) const {
+    return peers_ != nullptr && count * static_cast<int64_t>(element_size(dtype)) <= config_.one_shot_bytes;
+}
+
+void Communicator::all_reduce_add_rms_norm(const qwen3moe_rms_norm_shape& shape,
+                                           const qwen3moe_rms_norm_tensors& tensors, cudaStream_t stream) const {
+    const int64_t count = int64_t{shape.num_tokens} * shape.hidden_size;
+    if (goes_in_one_shot(count, shape.dtype)) {
+        const OneShotNorm norm = {
+            tensors.x,        tensors.residual,  tensors.weight, tensors.out, tensors.residual_out,
+            shape.num_tokens, shape.hidden_size, shape.eps};
+        expect_success(
+            one_shot_all_reduce_add_rms_norm(peers_->group(), norm, static_cast<qwen3moe_dtype>(shape.dtype), stream),
+            "one-shot all-reduce and norm");
+        return;
+    }
+    reduce(tensors.x, tensors.residual_out, count, shape.dtype, false, stream);
+    qwen3moe_rms_norm_tensors summed = tensors;
+    summed.x = tensors.residual_out;
+    const int32_t status = qwen3moe_rms_norm(&shape, &summed, nullptr, 0, stream);
+    if (status != QWEN3MOE_SUCCESS) throw Failure(static_cast<qwen3moe_status>(status), last_error());
 }
 
 void Communicator::reduce(const void* x, void* out, int64_t count, int32_t dtype, bool one_shot,

@@ -25,6 +25,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
     void check() const;  // throws if aborted, or NCCL noticed a failure
 
     void all_reduce(const void* x, void* out, int64_t count, int32_t dtype, cudaStream_t stream) const;
+    void all_reduce_add_rms_norm(const qwen3moe_rms_norm_shape& shape, const qwen3moe_rms_norm_tensors& tensors,
+                                 cudaStream_t stream) const;
     void all_gather(const void* x, void* out, int64_t count, int32_t dtype, cudaStream_t stream) const;
 
     const qwen3moe_communicator_config& config() const { return config_; }
@@ -35,6 +37,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
     void meet(cudaStream_t stream);
     void expect_same(const Introduction& peer, int32_t rank) const;
     void expect_known_sum(cudaStream_t stream, int64_t count, bool one_shot) const;
+    bool goes_in_one_shot(int64_t count, int32_t dtype) const;
     void reduce(const void* x, void* out, int64_t count, int32_t dtype, bool one_shot, cudaStream_t stream) const;
 
     const qwen3moe_communicator_config config_;
@@ -44,11 +47,5 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
     std::atomic<const char*> doing_ = "";
     std::atomic<bool> aborted_ = false;
 };
-
-// The communicator of this process's operators. Throws if there is none, or it was aborted.
-const Communicator& communicator_in_use();
-
-// Whether operators are to do nothing.
-bool collectives_are_skipped();
 
 }  // namespace qwen3moe

@@ -23,7 +23,7 @@ std::unique_ptr<Library> opened;
 
 }  // namespace
 
-// NVLink multicast (NVLS) stays off: a program that dies while it is in use can take the GPUs' NVLink down with it.
+// NVLink multicast (NVLS) stays off: a process that dies in it can leave the GPUs of the host unusable.
 // NCCL reads the variable once, at its first communicator, so it is set before NCCL is there.
 Library::Library(const std::string& path) : path(path) {
     setenv("NCCL_NVLS_ENABLE", "0", 1);

@@ -29,6 +29,18 @@ struct OneShotGroup {
     int32_t rank, world_size;
 };
 
+// What AllReduce and AddRMSNorm give one after the other, for 16-bit types.
+struct OneShotNorm {
+    const void *x, *residual;  // [T, H]
+    const void* weight;        // [H]
+    void *out, *residual_out;  // [T, H]
+    int32_t num_tokens;
+    int32_t hidden_size;  // as RMSNorm's
+    float eps;
+};
+cudaError_t one_shot_all_reduce_add_rms_norm(const OneShotGroup& group, const OneShotNorm& norm, qwen3moe_dtype dtype,
+                                             cudaStream_t stream);
+
 // out = the sum of x over the ranks, added in fp32 in their order and rounded once.
 cudaError_t one_shot_all_reduce(const OneShotGroup& group, const void* x, void* out, int64_t count,
                                 qwen3moe_dtype dtype, cudaStream_t stream);

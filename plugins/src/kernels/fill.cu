@@ -15,12 +15,23 @@ __device__ __forceinline__ uint64_t splitmix64(uint64_t x) {
 }
 
 template <typename T>
-__global__ void fill_kernel(T* values, uint64_t count, uint64_t seed, float low, float high) {
+__global__ void fill_kernel(T* values, qwen3moe_fill_shape shape) {
     const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
-        const uint64_t bits = splitmix64(splitmix64(seed) + i) >> 40;  // 24 bits, which fp32 holds exactly
-        values[i] = from_float<T>(low + (high - low) * (static_cast<float>(bits) * 0x1p-24f));
+    const uint64_t key = splitmix64(shape.seed);
+    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < shape.count; i += stride) {
+        const uint64_t element = shape.first + i / shape.columns * shape.row_stride + i % shape.columns;
+        const uint64_t bits = splitmix64(key + element) >> 40;  // 24 bits, which fp32 holds exactly
+        values[i] = from_float<T>(shape.low + (shape.high - shape.low) * (static_cast<float>(bits) * 0x1p-24f));
     }
+}
+
+template <typename T>
+void launch_fill(void* values, const qwen3moe_fill_shape& shape, qwen3moe_stream stream) {
+    constexpr int kThreads = 256;
+    constexpr uint64_t kMaxBlocks = 2048;
+    const uint64_t blocks = (shape.count + kThreads - 1) / kThreads;
+    fill_kernel<<<static_cast<int>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream>>>(
+        static_cast<T*>(values), shape);
 }
 
 }  // namespace
@@ -31,16 +42,14 @@ extern "C" size_t qwen3moe_fill_workspace_size(const qwen3moe_fill_shape*) { ret
 
 extern "C" int32_t qwen3moe_fill(const qwen3moe_fill_shape* shape, const qwen3moe_fill_tensors* tensors, void*, size_t,
                                  qwen3moe_stream stream) {
-    constexpr int kBlocks = 2048, kThreads = 256;
     if (shape->count == 0) return QWEN3MOE_SUCCESS;
+    QWEN3MOE_CHECK_ARG(shape->columns, >, 0);
     QWEN3MOE_CHECK_ARG(tensors->values, !=, nullptr);
     if (shape->dtype == QWEN3MOE_BF16) {
-        qwen3moe::fill_kernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<__nv_bfloat16*>(tensors->values),
-                                                                shape->count, shape->seed, shape->low, shape->high);
+        qwen3moe::launch_fill<__nv_bfloat16>(tensors->values, *shape, stream);
     } else {
         QWEN3MOE_CHECK_ARG(shape->dtype, ==, static_cast<int32_t>(QWEN3MOE_FP16));
-        qwen3moe::fill_kernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<__half*>(tensors->values), shape->count,
-                                                                shape->seed, shape->low, shape->high);
+        qwen3moe::launch_fill<__half>(tensors->values, *shape, stream);
     }
     QWEN3MOE_CHECK_CUDA(cudaGetLastError());
     return QWEN3MOE_SUCCESS;

@@ -2,31 +2,14 @@
 //
 // One block a row: at H = 2048 a row is 4 KiB, which 256 threads read as one 16-byte vector each; sums in fp32.
 // Legend: T tokens, H hidden size.
-#include "mma.cuh"
+#include "rms_norm_row.cuh"
 #include "status.h"
 
 namespace qwen3moe {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kVector = 8;                                 // 16-bit elements in 16 bytes
-constexpr int kMaxVectors = 16384 / (kThreads * kVector);  // a thread's share of the longest row, in registers
-
-__device__ __forceinline__ float block_sum(float value) {
-    __shared__ float partial[kThreads / 32];
-    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = 0.0f;
-    for (int warp = 0; warp < kThreads / 32; ++warp) value += partial[warp];  // every thread in the same order
-    return value;
-}
-
-template <typename T>
-struct alignas(16) Vector {
-    T values[kVector];
-};
+using namespace rms_norm;
 
 // x, residual, out, residual_out [T, H]; weight [H]; residual and residual_out may both be null.
 template <typename T>

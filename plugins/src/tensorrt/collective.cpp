@@ -40,6 +40,7 @@ class AllReduce final : public Collective {
 class AllGather final : public Collective {
    public:
     const OpDecl& decl() const override { return kAllGatherDecl; }
+    ElementType only_activation_of_trt8() const override { return ElementType::kFloat32; }  // for logits, unrounded
     void check(const Attributes& attributes) const override {
         QWEN3MOE_EXPECT(attributes.integer("world_size"), >, 0, "attribute world_size");
     }

@@ -145,6 +145,10 @@ const OpDecl kAllGatherDecl = {
     {},
 };
 
+const OpDecl kAllReduceAddRMSNormDecl = {
+    "AllReduceAddRMSNorm", kAddRMSNormDecl.inputs, kAddRMSNormDecl.outputs, kAddRMSNormDecl.attributes, {},
+};
+
 int OpDecl::aliased_input(int output) const {
     for (const Alias& alias : aliases) {
         if (alias.output == output) return alias.input;
@@ -154,9 +158,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,      &kRMSNormDecl,
-                                              &kAddRMSNormDecl,     &kLinearDecl,   &kLinearFloat32Decl,
-                                              &kAllReduceDecl,      &kAllGatherDecl};
+    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,       &kRMSNormDecl,
+                                              &kAddRMSNormDecl,     &kLinearDecl,    &kLinearFloat32Decl,
+                                              &kAllReduceDecl,      &kAllGatherDecl, &kAllReduceAddRMSNormDecl};
     write_list(out, decls, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }

@@ -51,6 +51,7 @@ extern const OpDecl kLinearDecl;
 extern const OpDecl kLinearFloat32Decl;
 extern const OpDecl kAllReduceDecl;
 extern const OpDecl kAllGatherDecl;
+extern const OpDecl kAllReduceAddRMSNormDecl;
 
 std::string declarations_as_json();
 

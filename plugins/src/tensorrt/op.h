@@ -56,6 +56,8 @@ class Op {
     virtual bool takes_activation(ElementType dtype) const {
         return dtype == ElementType::kBf16 || dtype == ElementType::kFp16;
     }
+    // TensorRT 8.6 converts activations as it finds fastest, so there each operator takes one type. It has no bf16.
+    virtual ElementType only_activation_of_trt8() const { return ElementType::kFp16; }
     // Throws if no kernel can take the attributes, whatever the tensors.
     virtual void check(const Attributes& attributes) const = 0;
     // The symbols whose sizes the attributes fix.
@@ -87,5 +89,6 @@ extern const Op& kLinear;
 extern const Op& kLinearFloat32;
 extern const Op& kAllReduce;
 extern const Op& kAllGather;
+extern const Op& kAllReduceAddRMSNorm;
 
 }  // namespace qwen3moe

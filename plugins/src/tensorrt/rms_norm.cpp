@@ -1,13 +1,15 @@
 #include "op.h"
+#include "qwen3moe/collective.h"
 
 namespace qwen3moe {
 
 namespace {
 
-// RMSNorm and AddRMSNorm are one kernel, with and without the residual.
+// RMSNorm and AddRMSNorm are one kernel, with and without the residual. AllReduceAddRMSNorm takes the same arguments.
 class RMSNorm final : public Op {
    public:
-    explicit constexpr RMSNorm(const OpDecl& decl) : decl_(decl) {}
+    using Kernel = decltype(&qwen3moe_rms_norm);
+    constexpr RMSNorm(const OpDecl& decl, Kernel kernel) : decl_(decl), kernel_(kernel) {}
 
     const OpDecl& decl() const override { return decl_; }
     void check(const Attributes& attributes) const override {
@@ -30,7 +32,7 @@ class RMSNorm final : public Op {
         tensors.weight = has_residual() ? in[2] : in[1];
         tensors.out = buffers.outputs[0];
         tensors.residual_out = has_residual() ? buffers.outputs[1] : nullptr;
-        expect_success(qwen3moe_rms_norm(&shape, &tensors, buffers.workspace, 0, buffers.stream));
+        expect_success(kernel_(&shape, &tensors, buffers.workspace, 0, buffers.stream));
     }
 
    private:
@@ -49,13 +51,16 @@ class RMSNorm final : public Op {
     }
 
     const OpDecl& decl_;
+    const Kernel kernel_;
 };
 
-constexpr RMSNorm rms_norm(kRMSNormDecl), add_rms_norm(kAddRMSNormDecl);
+constexpr RMSNorm rms_norm(kRMSNormDecl, &qwen3moe_rms_norm), add_rms_norm(kAddRMSNormDecl, &qwen3moe_rms_norm),
+    all_reduce_add_rms_norm(kAllReduceAddRMSNormDecl, &qwen3moe_all_reduce_add_rms_norm);
 
 }  // namespace
 
 const Op& kRMSNorm = rms_norm;
 const Op& kAddRMSNorm = add_rms_norm;
+const Op& kAllReduceAddRMSNorm = all_reduce_add_rms_norm;
 
 }  // namespace qwen3moe

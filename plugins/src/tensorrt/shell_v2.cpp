@@ -1,8 +1,8 @@
 // libqwen3moe_plugins_trt8: the operators as IPluginV2DynamicExt plugins, for TensorRT 8.6.
 //
 // Node: attributes plugin_namespace "qwen3moe" and plugin_version "1", inputs and attributes as in
-// qwen3moe_plugins/ops.py, activations fp16 (8.6 has no bf16). 8.6 knows no aliased outputs: PagedAttention has the one
-// output `out`, and writes the memory bound to its input kv_cache in place.
+// qwen3moe_plugins/ops.py, activations fp16 (8.6 has no bf16) or, of AllGather, fp32. 8.6 knows no aliased outputs:
+// PagedAttention has the one output `out`, and writes the memory bound to its input kv_cache in place.
 #include "descriptors.h"
 #include "interface_v2.h"
 
@@ -49,7 +49,7 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
                                    int32_t) noexcept override {
         return guarded(name(), "supportsFormatCombination", false, [&] {
             QWEN3MOE_EXPECT(num_inputs, ==, decl().num_inputs(), "number of inputs");
-            return takes(decl(), position, tensors[position], ElementType::kFp16);
+            return takes(decl(), position, tensors[position], op_.only_activation_of_trt8());
         });
     }
 
@@ -134,9 +134,11 @@ class CreatorV2 final : public trt8::IPluginCreator {
 extern "C" qwen3moe::trt8::IPluginCreator* const* getPluginCreators(int32_t& num_creators) {
     using namespace qwen3moe;
     static CreatorV2 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather);
-    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,  &add_rms_norm, &linear,
-                                                     &linear_float32,  &all_reduce, &all_gather};
+        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather),
+        all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt8::IPluginCreator* const creators[] = {&paged_attention, &moe,        &rms_norm,
+                                                     &add_rms_norm,    &linear,     &linear_float32,
+                                                     &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
