@@ -3,7 +3,10 @@
  * Every pointer is device memory. No call allocates, synchronises or reads device memory on the host, so each may be
  * captured into a CUDA graph. The operators are those declared in qwen3moe_plugins/ops.py, in the same terms.
  * Scratch memory comes from the caller: ask the *_workspace_size function, which depends on shapes alone.
- * A status is 0 (success) or an error; qwen3moe_last_error() then names, for the calling thread, what was wrong.
+ * On compute capability 9.0 and later a kernel may start before the one ahead of it in the stream has ended. It waits
+ * for that one's results, but may read earlier what cannot be among them: weights, lengths, block tables, keys and
+ * values of earlier calls. So these must have been written before the kernel just ahead. A status is 0 (success) or an
+ * error; qwen3moe_last_error() then names, for the calling thread, what was wrong.
  */
 #ifndef QWEN3MOE_KERNELS_H
 #define QWEN3MOE_KERNELS_H
@@ -112,13 +115,13 @@ int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_r
                           void* workspace, size_t workspace_size, qwen3moe_stream stream);
 
 /* Linear: out = x @ weight^T, sums in fp32. T tokens, K in_features, N out_features.
- * weight must be constant: it may be read before the kernel ahead in the stream has ended. Many tokens take cuBLASLt,
- * which is looked up at run time; the first call of a shape prepares it and must not be captured. */
+ * Most products take cuBLASLt, which is looked up at run time; the first call of a shape prepares it and must not be
+ * captured. */
 typedef struct {
-    int32_t dtype;       /* qwen3moe_dtype of x and weight */
-    int32_t out_float32; /* 1: out is float; 0: out is rounded to dtype */
-    int32_t num_tokens;  /* T */
-    int32_t in_features, out_features;
+    int32_t dtype;                     /* qwen3moe_dtype of x and weight */
+    int32_t out_float32;               /* 1: out is float; 0: out is rounded to dtype */
+    int32_t num_tokens;                /* T */
+    int32_t in_features, out_features; /* K and N, multiples of 8 */
 } qwen3moe_linear_shape;
 
 typedef struct {

@@ -2,6 +2,7 @@
 #include "attention_launch.cuh"
 #include "attention_merge.cuh"
 #include "attention_schedule.cuh"
+#include "launch.cuh"
 
 namespace qwen3moe {
 
@@ -118,19 +119,28 @@ __global__ void __launch_bounds__(Config::kThreads, 3)
                   const SplitPartials<kHeadDim> partials, bool zeroes_padding) {
     extern __shared__ uint4 shared_memory[];
     auto& shared = *reinterpret_cast<DecodeShared<T, kHeadDim>*>(shared_memory);
-    if (zeroes_padding) zero_padding(params);
+    const auto begin_writing = [&] {
+        wait_for_predecessor();
+        allow_successor();
+        if (zeroes_padding) zero_padding(params);
+    };
 
     const int32_t kv_head = blockIdx.x % params.num_kv_heads;
     DecodeItem item;
-    if (!schedule.find(blockIdx.x / params.num_kv_heads, shared.schedule, item)) return;
+    if (!schedule.find(blockIdx.x / params.num_kv_heads, shared.schedule, item)) {
+        begin_writing();
+        return;
+    }
     const QueryRows rows{params.batch.sequence(item.seq), kv_head, params.group_size};
     const DecodeRange range(item, rows, schedule.tile_tokens);
 
-    // The stream starts at once unless it would read keys that this CTA has yet to write.
+    // The stream starts at once, while the kernel ahead still computes the queries, unless it would read keys that this
+    // CTA has yet to write.
     const WarpStream<T, kHeadDim> stream{params, rows, range, shared.ring[threadIdx.x / 32]};
     const SharedTile<T, kHeadDim> queries{shared.queries};
     const bool appends = range.end > rows.seq.position(0);
     if (!appends) stream.start();
+    begin_writing();
     load_queries_and_append(queries, params, rows, range);
     __syncthreads();
     if (appends) stream.start();
@@ -173,8 +183,8 @@ __global__ void __launch_bounds__(Config::kThreads, 3)
 }  // namespace
 
 template <typename T, int kHeadDim>
-cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, void* workspace,
-                          cudaStream_t stream) {
+cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, const Device& device,
+                          void* workspace, cudaStream_t stream) {
     char* const base = static_cast<char*>(workspace);
     const SplitPartials<kHeadDim> partials{reinterpret_cast<float4*>(base + plan.partial_out_offset),
                                            reinterpret_cast<float2*>(base + plan.partial_max_sum_offset),
@@ -183,19 +193,21 @@ cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const Atte
     const DecodeSchedule schedule{params.batch, plan.max_decode_tokens, Config::kRows / params.group_size,
                                   plan.target_items};
     constexpr size_t kShared = sizeof(DecodeShared<T, kHeadDim>);
-    const auto kernel = decode_kernel<T, kHeadDim>;
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return error;
-    kernel<<<plan.decode_items * params.num_kv_heads, Config::kThreads, kShared, stream>>>(params, schedule, partials,
-                                                                                           plan.prefill_rows == 0);
-    return cudaGetLastError();
+    const dim3 grid(plan.decode_items * params.num_kv_heads);
+    // A grid that fills the GPU would be placed unevenly while the kernel ahead drains: 322 us instead of 250 at 64
+    // sequences of 8192 on an H200.
+    const bool dependent = device.has_dependent_launch() && grid.x <= 2u * device.num_multiprocessors;
+    const Launch launch{grid, Config::kThreads, kShared, stream, dependent};
+    return launch_kernel(decode_kernel<T, kHeadDim>, launch, params, schedule, partials, plan.prefill_rows == 0);
 }
 
-template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 64>&, const AttentionPlan&, void*,
+template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 64>&, const AttentionPlan&, const Device&,
+                                   void*, cudaStream_t);
+template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 128>&, const AttentionPlan&, const Device&,
+                                   void*, cudaStream_t);
+template cudaError_t launch_decode(const AttentionParams<__half, 64>&, const AttentionPlan&, const Device&, void*,
                                    cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__nv_bfloat16, 128>&, const AttentionPlan&, void*,
+template cudaError_t launch_decode(const AttentionParams<__half, 128>&, const AttentionPlan&, const Device&, void*,
                                    cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__half, 64>&, const AttentionPlan&, void*, cudaStream_t);
-template cudaError_t launch_decode(const AttentionParams<__half, 128>&, const AttentionPlan&, void*, cudaStream_t);
 
 }  // namespace qwen3moe

@@ -2,9 +2,10 @@
 // Saves about 1 us per launch on an H200. On GPUs before sm_90 the device calls are empty and launches are ordinary.
 //
 // Rules that keep it sound: every thread calls wait_for_predecessor() before it writes anything or exits, and calls
-// allow_successor() only after that. So when a kernel starts, everything before its predecessor is complete and
-// visible to it even ahead of its own wait. The first kernel of a call is launched ordinarily and the last allows no
-// successor: what goes before and after need not know.
+// allow_successor() only after that. So when a kernel starts, everything before its predecessor is complete and visible
+// to it even ahead of its own wait; there it may read what its predecessor cannot have written: weights, lengths, block
+// tables, keys and values of earlier steps. A predecessor that knows nothing of this lets its successor start when it
+// has ended, and a successor that is launched ordinarily waits for the end of all.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -31,8 +32,8 @@ struct Launch {
     bool dependent;  // may start before its predecessor in the stream ends
 };
 
-template <typename Params>
-cudaError_t launch_kernel(void (*kernel)(Params), const Launch& launch, const Params& params) {
+template <typename... Params, typename... Args>
+cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const Args&... args) {
     cudaError_t status = cudaSuccess;
     if (launch.shared_bytes > 48 * 1024) {
         status =
@@ -50,7 +51,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), const Launch& launch, const Pa
     config.stream = launch.stream;
     config.attrs = &attribute;
     config.numAttrs = launch.dependent ? 1 : 0;
-    status = cudaLaunchKernelEx(&config, kernel, params);
+    status = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();
     return status != cudaSuccess ? status : last;
 }

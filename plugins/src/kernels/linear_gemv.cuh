@@ -24,9 +24,6 @@ struct GemvParams {
     int out_features;  // N
 };
 
-constexpr int kStep = 4 * kElements;  // elements of a row that a quad of lanes loads at once
-constexpr int kSteps = kChunk / kStep;
-
 template <typename Out>
 __device__ __forceinline__ Out convert(float x) {
     return from_float<Out>(x);
@@ -53,20 +50,35 @@ struct WeightChunk {
     }
 };
 
+// The same elements of x, of tokens group, group + 8, ... All are asked for before the first is used.
+template <int kTokenTiles>
+struct TokenChunk {
+    uint4 values[kTokenTiles][kSteps];
+
+    template <typename T>
+    __device__ __forceinline__ void load(const T* x, int group, int k, int num_tokens, int in_features) {
+#pragma unroll
+        for (int tile = 0; tile < kTokenTiles; ++tile)
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                const int token = tile * kTileTokens + group, at = k + step * kStep;
+                values[tile][step] = make_uint4(0, 0, 0, 0);
+                if (token < num_tokens && at < in_features)
+                    values[tile][step] = load_cached(x + static_cast<size_t>(token) * in_features + at);
+            }
+    }
+};
+
 // acc += weight rows @ x, over one chunk.
 template <typename T, int kTokenTiles>
-__device__ __forceinline__ void multiply(float (&acc)[kTokenTiles][4], const WeightChunk& weight, const T* x, int k,
-                                         int group, int num_tokens, int in_features) {
+__device__ __forceinline__ void multiply(float (&acc)[kTokenTiles][4], const WeightChunk& weight,
+                                         const TokenChunk<kTokenTiles>& x) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-        const int at = k + step * kStep;
         const uint4 &upper = weight.upper[step], &lower = weight.lower[step];
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
-            const int token = tile * kTileTokens + group;
-            uint4 values = make_uint4(0, 0, 0, 0);
-            if (token < num_tokens && at < in_features)
-                values = load_cached(x + static_cast<size_t>(token) * in_features + at);
+            const uint4& values = x.values[tile][step];
             mma_m16n8k16<T>(acc[tile], {upper.x, lower.x, upper.y, lower.y}, {values.x, values.y});
             mma_m16n8k16<T>(acc[tile], {upper.z, lower.z, upper.w, lower.w}, {values.z, values.w});
         }
@@ -100,14 +112,16 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) gemv_kernel(GemvParams<T, O
     const int lower_row = min(upper_row + 8, p.out_features - 1);
     const T* upper = p.weight + static_cast<size_t>(upper_row) * p.in_features;
     const T* lower = p.weight + static_cast<size_t>(lower_row) * p.in_features;
-    int k = threadIdx.x / 32 * kChunk + quad * kElements;
+    int k = static_cast<int>(threadIdx.x) / 32 * kChunk + quad * kElements;
     WeightChunk weight;
     weight.load(upper, lower, k, p.in_features);
     wait_for_predecessor();
     allow_successor();
     float acc[kTokenTiles][4] = {};
     while (k < p.in_features) {
-        multiply<T, kTokenTiles>(acc, weight, p.x, k, group, p.num_tokens, p.in_features);
+        TokenChunk<kTokenTiles> x;
+        x.load(p.x, group, k, p.num_tokens, p.in_features);
+        multiply<T>(acc, weight, x);
         k += num_warps * kChunk;
         weight.load(upper, lower, k, p.in_features);
     }

@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(kGemvThreads) gemv_down_kernel(Params<T> p) {
     const int token = blockIdx.y;
     const int row = blockIdx.x * kGemvWarps + threadIdx.x / 32;
     wait_for_predecessor();
+    allow_successor();
 
     const bool is_choice = lane < p.top_k;
     const int slot = is_choice ? p.topk_slot[token * p.top_k + lane] : -1;

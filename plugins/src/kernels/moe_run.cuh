@@ -41,7 +41,7 @@ Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, con
     p.row_assignment = reinterpret_cast<int*>(scratch + layout.row_assignment);
     p.tiles = reinterpret_cast<Tile*>(scratch + layout.tiles);
     p.activation = reinterpret_cast<T*>(scratch + layout.activation);
-    p.expert_out = reinterpret_cast<float*>(scratch + layout.expert_out);
+    p.expert_out = reinterpret_cast<T*>(scratch + layout.expert_out);
     return p;
 }
 
@@ -49,7 +49,7 @@ template <typename T>
 cudaError_t run_gemv(const Params<T>& p, bool dependent, cudaStream_t stream) {
     const dim3 gate_up_grid(p.intermediate_size / (kGemvWarps * kGemvFeatures), p.num_tokens * p.top_k);
     const dim3 down_grid(p.hidden_size / kGemvWarps, p.num_tokens);
-    cudaError_t status = launch_kernel(gemv_gate_up_kernel<T>, {gate_up_grid, kGemvThreads, 0, stream, false}, p);
+    cudaError_t status = launch_kernel(gemv_gate_up_kernel<T>, {gate_up_grid, kGemvThreads, 0, stream, dependent}, p);
     if (status != cudaSuccess) return status;
     return launch_kernel(gemv_down_kernel<T>, {down_grid, kGemvThreads, 0, stream, dependent}, p);
 }
@@ -99,7 +99,7 @@ int32_t run_chunk(const Config& config, const Params<T>& p, cudaStream_t stream)
     const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
     const dim3 plan_grid(p.num_experts);
     const dim3 combine_grid(ceil_div(p.hidden_size, kCombineThreads * kCombineCols), p.num_tokens);
-    QWEN3MOE_CHECK_CUDA(launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, false}, p));
+    QWEN3MOE_CHECK_CUDA(launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, dependent}, p));
     QWEN3MOE_CHECK_CUDA(launch_kernel(plan_kernel<T>, {plan_grid, kPlanThreads, 0, stream, dependent}, p));
     QWEN3MOE_CHECK_CUDA(run_products(config, p, stream));
     QWEN3MOE_CHECK_CUDA(launch_kernel(combine_kernel<T>, {combine_grid, kCombineThreads, 0, stream, dependent}, p));

@@ -2,6 +2,8 @@
 //
 // One block a row: at H = 2048 a row is 4 KiB, which 256 threads read as one 16-byte vector each; sums in fp32.
 // Legend: T tokens, H hidden size.
+#include "device.h"
+#include "launch.cuh"
 #include "rms_norm_row.cuh"
 #include "status.h"
 
@@ -17,6 +19,8 @@ __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(const Vector<T>* x, const Vector<T>* residual, const Vector<T>* weight, Vector<T>* out,
                     Vector<T>* residual_out, int num_vectors, float eps) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * num_vectors;
+    wait_for_predecessor();
+    allow_successor();
     Vector<T> kept[kMaxVectors];
     float sum = 0.0f;
 #pragma unroll
@@ -47,11 +51,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-void launch(const qwen3moe_rms_norm_shape& shape, const qwen3moe_rms_norm_tensors& tensors, cudaStream_t stream) {
-    rms_norm_kernel<T><<<shape.num_tokens, kThreads, 0, stream>>>(
-        static_cast<const Vector<T>*>(tensors.x), static_cast<const Vector<T>*>(tensors.residual),
-        static_cast<const Vector<T>*>(tensors.weight), static_cast<Vector<T>*>(tensors.out),
-        static_cast<Vector<T>*>(tensors.residual_out), shape.hidden_size / kVector, shape.eps);
+cudaError_t launch(const qwen3moe_rms_norm_shape& shape, const qwen3moe_rms_norm_tensors& tensors, const Device& device,
+                   cudaStream_t stream) {
+    const Launch launch{dim3(shape.num_tokens), kThreads, 0, stream, device.has_dependent_launch()};
+    return launch_kernel(rms_norm_kernel<T>, launch, static_cast<const Vector<T>*>(tensors.x),
+                         static_cast<const Vector<T>*>(tensors.residual), static_cast<const Vector<T>*>(tensors.weight),
+                         static_cast<Vector<T>*>(tensors.out), static_cast<Vector<T>*>(tensors.residual_out),
+                         shape.hidden_size / kVector, shape.eps);
 }
 
 }  // namespace
@@ -71,16 +77,11 @@ extern "C" int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const
     QWEN3MOE_CHECK_ARG(tensors->weight, !=, nullptr);
     QWEN3MOE_CHECK_ARG(tensors->out, !=, nullptr);
     QWEN3MOE_CHECK_ARG((tensors->residual == nullptr), ==, (tensors->residual_out == nullptr));
-    switch (shape->dtype) {
-        case QWEN3MOE_BF16:
-            qwen3moe::launch<__nv_bfloat16>(*shape, *tensors, stream);
-            break;
-        case QWEN3MOE_FP16:
-            qwen3moe::launch<__half>(*shape, *tensors, stream);
-            break;
-        default:
-            QWEN3MOE_CHECK_ARG(shape->dtype, <=, static_cast<int32_t>(QWEN3MOE_FP16));
-    }
-    QWEN3MOE_CHECK_CUDA(cudaGetLastError());
+    QWEN3MOE_CHECK_ARG(shape->dtype, >=, static_cast<int32_t>(QWEN3MOE_BF16));
+    QWEN3MOE_CHECK_ARG(shape->dtype, <=, static_cast<int32_t>(QWEN3MOE_FP16));
+    qwen3moe::Device device{};
+    if (const int32_t status = qwen3moe::current_device(&device)) return status;
+    const auto launch = shape->dtype == QWEN3MOE_BF16 ? &qwen3moe::launch<__nv_bfloat16> : &qwen3moe::launch<__half>;
+    QWEN3MOE_CHECK_CUDA(launch(*shape, *tensors, device, stream));
     return QWEN3MOE_SUCCESS;
 }
