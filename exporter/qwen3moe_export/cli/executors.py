@@ -61,6 +61,7 @@ CAPACITY_OPTIONS = (
     click.option(
         "--max-step-tokens", type=click.IntRange(1), help="Of a step.  [default: the plan's; ONNX Runtime: 256]"
     ),
+    click.option("--rebalance-steps", type=click.IntRange(1), help="Between moves of experts.  [default: no moves]"),
     click.option(
         "--kv-tokens",
         type=click.IntRange(1),
