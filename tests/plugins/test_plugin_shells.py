@@ -5,15 +5,15 @@ Runs without a GPU: TensorRT-RTX builds plans for architectures that are not the
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, field
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_plugins import ops
-from qwen3moe_plugins.library import PLUGINS, TENSORRT_RTX_NAME
+from qwen3moe_plugins.library import PLUGINS
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -95,10 +95,8 @@ class Nodes:
 
 @pytest.fixture(scope="session")
 def plugin_registry(built_library):
-    ctypes.CDLL(str(built_library(TENSORRT_RTX_NAME)))
-    registry = trt.get_plugin_registry()
-    assert registry.load_library(str(built_library(PLUGINS))) is not None
-    return registry
+    built_library(PLUGINS)
+    return load_tensorrt("rtx").trt.get_plugin_registry()  # once a process, as TensorRT refuses a second time
 
 
 class Build:
