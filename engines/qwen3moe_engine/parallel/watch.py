@@ -140,7 +140,8 @@ class Watch:
 
     def _silence(self, rank: int) -> str:
         seconds = self._patience.of(self._board.state_of(rank))
-        return f"no sign of life for {seconds:g} s {self._when(rank)}"
+        remedy = "if it is only slow, give steps more time or fewer tokens"
+        return f"no sign of life for {seconds:g} s {self._when(rank)}; {remedy}"
 
     def _when(self, rank: int) -> str:
         step, is_idle = self._board.step_of(rank), self._board.state_of(rank) is State.IDLE
