@@ -13,6 +13,7 @@ from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Patience
 from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.weights import Progress
 from qwen3moe_plugins.errors import InputError
@@ -68,7 +69,7 @@ def open_executor(
     if options.executor == "onnxruntime":
         assert weights is not None and num_blocks is not None
         config = OnnxRuntimeConfig(num_blocks, capacity_of(options, first).block_size, options.num_threads)
-        return _open_onnxruntime(export, first, weights, config, options.rebalance_steps, progress)
+        return _open_onnxruntime(options, export, first, weights, config, progress)
     return _open_tensorrt(options, export, first, weights, num_blocks, progress)
 
 
@@ -85,18 +86,19 @@ def _check_rebalancing(options: EngineOptions, layout: Layout) -> None:
 
 
 def _open_onnxruntime(
+    options: EngineOptions,
     export: Path,
     first: ExportedStage,
     weights: Path,
     config: OnnxRuntimeConfig,
-    rebalance_steps: int | None,
     progress: Progress,
 ) -> Executor:
     if first.manifest.part.layout.world_size > 1:
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 
-        return ParallelExecutor(onnxruntime_ranks(export, weights, config), rebalance_steps=rebalance_steps)
+        ranks = onnxruntime_ranks(export, weights, config)
+        return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
     return OnnxRuntimeExecutor(export, first.manifest, open_checkpoint(weights), config, progress)
 
 
@@ -117,7 +119,12 @@ def _open_tensorrt(
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
 
-        return ParallelExecutor(tensorrt_ranks(export, options.plan, weights, config, options.plugins))
+        ranks = tensorrt_ranks(export, options.plan, weights, config, options.plugins)
+        return ParallelExecutor(ranks, _patience(options))
     checkpoint = open_checkpoint(weights) if weights is not None else None
     plan = find_plan(first.folder, options.plan)
     return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)
+
+
+def _patience(options: EngineOptions) -> Patience:
+    return DEFAULT_PATIENCE if options.step_timeout is None else Patience(step=options.step_timeout)

@@ -131,8 +131,10 @@ class OnnxRuntimeExecutor:
 
     def _bind(self, name: str, array: NDArray) -> None:
         """To an input that steps do not change. It reads the array itself, which must outlive the session."""
+        value = self._value(array)
+        assert value.data_ptr() == array.ctypes.data, "a copy would not see an expert that moves in"
         self._arrays[name] = array
-        self._binding.bind_ortvalue_input(name, self._value(array))
+        self._binding.bind_ortvalue_input(name, value)
 
     def _write_expert(self, name: str, slot: int, array: NDArray) -> None:
         self._arrays[name][slot] = convert(array, COMPUTE_DTYPE, name)
