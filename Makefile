@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2 --dist loadscope
 BIN := .venv/bin
 VENV := .venv/.made
 TOOLKIT := .venv/.toolkit_made
-LOCKED_EXTRAS := verify serve tensorrt-rtx cuda dev
+LOCKED_EXTRAS := verify serve bench ray tensorrt-rtx cuda dev
 CXX_FILES = $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-config --no-annotate --upgrade \
     --custom-compile-command 'make lock'

@@ -23,6 +23,8 @@ class EngineOptions:
     folder of our libraries.
     num_threads: of ONNX Runtime, 0 for as many as cores.
     max_seqs, max_step_tokens: of a step. max_waiting: requests in the queue. kv_tokens: size of the KV pool.
+    rebalance_steps: between two moves of experts to where the work of ranks is even. step_timeout: seconds without
+    progress after which a rank of many counts as hung.
     """
 
     executor: str = EXECUTORS[0]
@@ -35,13 +37,15 @@ class EngineOptions:
     max_step_tokens: int | None = None
     max_waiting: int = 1024
     kv_tokens: int | None = None
+    rebalance_steps: int | None = None
+    step_timeout: float | None = None
 
     def check(self, weights: Path | None) -> None:
         """Raises InputError for options that do not go together, or with these weights."""
         if self.executor not in EXECUTORS:
             remedy = "choose one of them"
             raise InputError("executor", got=repr(self.executor), expected=" or ".join(EXECUTORS), remedy=remedy)
-        for name in ("max_seqs", "max_step_tokens", "max_waiting", "kv_tokens"):
+        for name in ("max_seqs", "max_step_tokens", "max_waiting", "kv_tokens", "rebalance_steps", "step_timeout"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(name, got=value, expected="1 or above", remedy="raise it, or leave it out")
         if self.executor == "onnxruntime":

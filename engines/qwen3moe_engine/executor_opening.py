@@ -11,7 +11,9 @@ from pathlib import Path
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.executor import Executor
+from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
+from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Patience
 from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.weights import Progress
 from qwen3moe_plugins.errors import InputError
@@ -63,21 +65,40 @@ def open_executor(
     """The executor, with weights loaded and a KV pool of `num_blocks`; None, with TensorRT only: what the GPU has. An
     export for many ranks starts a process for each but the first."""
     first = load_stages(export)[0]
+    _check_rebalancing(options, first.manifest.part.layout)
     if options.executor == "onnxruntime":
         assert weights is not None and num_blocks is not None
         config = OnnxRuntimeConfig(num_blocks, capacity_of(options, first).block_size, options.num_threads)
-        return _open_onnxruntime(export, first, weights, config, progress)
+        return _open_onnxruntime(options, export, first, weights, config, progress)
     return _open_tensorrt(options, export, first, weights, num_blocks, progress)
 
 
+def _check_rebalancing(options: EngineOptions, layout: Layout) -> None:
+    """Raises InputError for experts that could not move."""
+    if options.rebalance_steps is not None and not layout.redundant_experts:
+        remedy = "export again with --ep and --redundant-experts"
+        got, expected = f"an export for {layout}", "one with redundant experts"
+        raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
+    if options.executor == "tensorrt" and layout.redundant_experts:
+        remedy = "export again without --redundant-experts, or choose the executor onnxruntime"
+        got, expected = f"an export for {layout}", "one without redundant experts, whose load no plugin counts"
+        raise InputError("executor tensorrt", got=got, expected=expected, remedy=remedy)
+
+
 def _open_onnxruntime(
-    export: Path, first: ExportedStage, weights: Path, config: OnnxRuntimeConfig, progress: Progress
+    options: EngineOptions,
+    export: Path,
+    first: ExportedStage,
+    weights: Path,
+    config: OnnxRuntimeConfig,
+    progress: Progress,
 ) -> Executor:
     if first.manifest.part.layout.world_size > 1:
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 
-        return ParallelExecutor(onnxruntime_ranks(export, weights, config))
+        ranks = onnxruntime_ranks(export, weights, config)
+        return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
     return OnnxRuntimeExecutor(export, first.manifest, open_checkpoint(weights), config, progress)
 
 
@@ -98,7 +119,12 @@ def _open_tensorrt(
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
 
-        return ParallelExecutor(tensorrt_ranks(export, options.plan, weights, config, options.plugins))
+        ranks = tensorrt_ranks(export, options.plan, weights, config, options.plugins)
+        return ParallelExecutor(ranks, _patience(options))
     checkpoint = open_checkpoint(weights) if weights is not None else None
     plan = find_plan(first.folder, options.plan)
     return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)
+
+
+def _patience(options: EngineOptions) -> Patience:
+    return DEFAULT_PATIENCE if options.step_timeout is None else Patience(step=options.step_timeout)

@@ -20,12 +20,14 @@ ATTENTION = ("split", "replicated")
 @dataclass(frozen=True)
 class Layout:
     """tp, ep: ranks of a group, of which one at most is above 1. pp: stages. attention: under `ep`, `split` by heads as
-    under `tp`, or `replicated`: every rank attends for all heads, which saves a reduction a layer and costs memory."""
+    under `tp`, or `replicated`: every rank attends for all heads, which saves a reduction a layer and costs memory.
+    redundant_experts: of a layer, under `ep`: places beyond one for each expert, for replicas of the busiest."""
 
     tp: int = 1
     ep: int = 1
     pp: int = 1
     attention: str = "split"
+    redundant_experts: int = 0
 
     def __post_init__(self) -> None:
         degrees = {"--tp": self.tp, "--ep": self.ep, "--pp": self.pp}
@@ -38,6 +40,10 @@ class Layout:
         if self.attention not in ATTENTION or (self.attention == "replicated" and self.ep == 1):
             got, expected = f"--attention {self.attention} without --ep", "--attention replicated with --ep only"
             raise InputError("layout", got=got, expected=expected, remedy="give --ep or leave --attention away")
+
+        if self.redundant_experts < 0 or (self.redundant_experts and self.ep == 1):
+            got, expected = f"--redundant-experts {self.redundant_experts} without --ep", "0, or a number with --ep"
+            raise InputError("layout", got=got, expected=expected, remedy="give --ep or leave it away")
 
     @property
     def group_size(self) -> int:
@@ -59,6 +65,10 @@ class Layout:
         """The rank's place in its group."""
         return rank % self.group_size
 
+    def expert_rank_of(self, group_rank: int) -> int:
+        """The place among the ranks that experts are dealt to: 0 where every rank has a part of each."""
+        return group_rank if self.ep > 1 else 0
+
     def layers_of(self, stage: int, num_layers: int) -> range:
         """As even as can be; the first stages have the one more, as the last has the head."""
         each, more = divmod(num_layers, self.pp)
@@ -68,7 +78,8 @@ class Layout:
     def __str__(self) -> str:
         parts = [f"{name.upper()}{degree}" for name in ("tp", "ep", "pp") if (degree := getattr(self, name)) > 1]
         attention = " with replicated attention" if self.attention == "replicated" else ""
-        return (" x ".join(parts) or "one rank") + attention
+        redundant = f" and {self.redundant_experts} redundant experts" if self.redundant_experts else ""
+        return (" x ".join(parts) or "one rank") + attention + redundant
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from qwen3moe_plugins.errors import InputError
 FORMAT = 2
 FILE_NAME = "manifest.json"
 DTYPES = ("bf16", "fp16", "fp32", "int32")
-KINDS = ("weight", "expert_map", "vocab_offset", "rope", "kv_cache", "hidden_states", "batch")
+KINDS = ("weight", "expert_map", "replicas", "vocab_offset", "rope", "kv_cache", "hidden_states", "batch")
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class Graph:
 class InputSpec:
     """An input of the graph, in order.
 
-    kind: `weight` (from a checkpoint), `expert_map`, `vocab_offset` and `rope` (made by the runtime), `kv_cache`,
-    `hidden_states` (from the stage before), `batch` (each step).
+    kind: `weight` (from a checkpoint), `expert_map`, `replicas`, `vocab_offset` and `rope` (made by the runtime),
+    `kv_cache`, `hidden_states` (from the stage before), `batch` (each step).
     shape: integers, and names for dynamic dimensions. Of a weight, what one rank holds.
     sources, source_rows: for a weight, the checkpoint's tensors whose rows, one after the other, are this tensor's
-    bytes, and how many rows of each one rank holds. A source with `{}` stands for `repeat` tensors, one for each expert
-    held; with several sources the numbering is the outer loop.
+    bytes, and how many rows of each one rank holds. A source with `{}` stands for `repeat` tensors, 0 to repeat - 1, of
+    which a rank may hold a part; with several sources the numbering is the outer loop.
     shards: how each source is split over the ranks of a group; without any, every rank has the whole.
     """
 
@@ -82,25 +81,21 @@ class InputSpec:
 
     def source_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every source as a checkpoint has it, in order."""
-        names = [source.format(index) for index in range(self.whole_repeat) for source in self.sources]
         columns = (self.whole_columns,) if len(self.shape) > 1 else ()
-        return {name: (rows, *columns) for name, (rows, _, _) in zip(names, self.whole_blocks(), strict=True)}
-
-    def whole_blocks(self) -> Iterator[tuple[int, ShardSpec, int]]:
-        """For every source, in order: its rows, how it is split, and the number that stands for `{}`."""
-        shards = self.shards or (ShardSpec(),) * len(self.sources)
-        rows = [
-            held * (shard.count if shard.axis == "rows" else 1)
-            for held, shard in zip(self.source_rows, shards, strict=True)
-        ]
-        for index in range(self.whole_repeat):
-            for source_rows, shard in zip(rows, shards, strict=True):
-                yield source_rows, shard, index
+        return {
+            source.format(index): (rows, *columns)
+            for index in range(self.repeat)
+            for source, rows in zip(self.sources, self.whole_rows, strict=True)
+        }
 
     @property
-    def whole_repeat(self) -> int:
-        """Experts of the model, where the weight has a source for each."""
-        return self.repeat * self._count("experts")
+    def whole_rows(self) -> tuple[int, ...]:
+        """Of each source as a checkpoint has it; `source_rows` is what one rank holds of it."""
+        shards = self.shards or (ShardSpec(),) * len(self.sources)
+        return tuple(
+            held * (shard.count if shard.axis == "rows" else 1)
+            for held, shard in zip(self.source_rows, shards, strict=True)
+        )
 
     @property
     def whole_columns(self) -> int:
@@ -110,10 +105,15 @@ class InputSpec:
     @property
     def whole_shape(self) -> tuple[int, ...]:
         """Of all ranks' parts together: what a packed or fused tensor of this name has."""
-        rows = sum(rows for rows, _, _ in self.whole_blocks())
+        rows = sum(self.whole_rows)
         if len(self.shape) == 3:
-            return (self.whole_repeat, rows // self.whole_repeat, self.whole_columns)
+            return (self.repeat, rows, self.whole_columns)
         return (rows, self.whole_columns) if len(self.shape) == 2 else (rows,)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a weight that has sources for each expert."""
+        return any("{}" in source for source in self.sources)
 
     def _count(self, axis: str) -> int:
         return max((shard.count for shard in self.shards if shard.axis == axis), default=1)

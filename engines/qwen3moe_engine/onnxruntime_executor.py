@@ -19,7 +19,9 @@ from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
 from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.manifest import InputSpec, Manifest
-from qwen3moe_engine.parallel.python_ops import Collective, register_collectives, serving
+from qwen3moe_engine.parallel.python_ops import register_collectives, serving
+from qwen3moe_engine.parallel.rebalancing import Rebalancer
+from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.weights import (
     Progress,
     WeightPlan,
@@ -57,7 +59,7 @@ class OnnxRuntimeExecutor:
         config: OnnxRuntimeConfig,
         progress: Progress,
         graph: Path | None = None,
-        group: Collective | None = None,
+        group: SharedGroup | None = None,
         group_rank: int = 0,
     ):
         import onnxruntime
@@ -75,11 +77,14 @@ class OnnxRuntimeExecutor:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._constants = self._bind_constants(manifest, plans, group_rank, progress)
+        self._arrays: dict[str, NDArray] = {}
+        self._bind_constants(manifest, plans, group_rank, progress)
         self._caches = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
         self._spares = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
         self._step_inputs = [spec.name for kind in ("hidden_states", "batch") for spec in manifest.of_kind(kind)]
         self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
+        self._routed = [output.name for output in manifest.outputs if output.name.startswith("router_logits.")]
+        self._rebalancer = Rebalancer(manifest, plans, group, group_rank) if self._routed and group else None
         self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> HostLogits:
@@ -103,25 +108,36 @@ class OnnxRuntimeExecutor:
             self._session.run_with_iobinding(self._binding)
         self._caches, self._spares = self._spares, self._caches
         values = self._binding.get_outputs()[len(self._aliases) :]  # in the order they were bound
-        return {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
+        outputs = {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
+        if self._rebalancer is not None:
+            self._rebalancer.count([outputs[name] for name in self._routed], int(batch.cu_seqlens[-1]))
+        return outputs
+
+    def rebalance(self) -> int:
+        """Moves experts between the ranks of the group to where their work is even. Returns how many came to this."""
+        return self._rebalancer.run(self._write_expert, self._bind) if self._rebalancer is not None else 0
 
     def close(self) -> None:
         """Nothing outlives the object."""
 
-    def _bind_constants(
-        self, manifest: Manifest, plans: list[WeightPlan], group_rank: int, progress: Progress
-    ) -> list[Any]:
-        """Binds weights, expert maps and the rotary table; returns their values, which must outlive the session."""
-        values = {}
+    def _bind_constants(self, manifest: Manifest, plans: list[WeightPlan], group_rank: int, progress: Progress) -> None:
+        """Weights, expert maps and the rotary table."""
         for plan in progress(plans, "loading weights"):
             rounded = read_weight(plan, manifest.dtype)
-            values[plan.spec.name] = convert(rounded, COMPUTE_DTYPE, plan.spec.name)
-        values |= rank_constants(manifest, group_rank)
-        values |= {spec.name: cos_sin_cache(manifest.rope, self.max_model_len) for spec in manifest.of_kind("rope")}
-        constants = {name: self._value(array) for name, array in values.items()}
-        for name, value in constants.items():
-            self._binding.bind_ortvalue_input(name, value)
-        return list(constants.values())
+            self._bind(plan.spec.name, convert(rounded, COMPUTE_DTYPE, plan.spec.name))
+        tables = {spec.name: cos_sin_cache(manifest.rope, self.max_model_len) for spec in manifest.of_kind("rope")}
+        for name, array in (rank_constants(manifest, group_rank) | tables).items():
+            self._bind(name, array)
+
+    def _bind(self, name: str, array: NDArray) -> None:
+        """To an input that steps do not change. It reads the array itself, which must outlive the session."""
+        value = self._value(array)
+        assert value.data_ptr() == array.ctypes.data, "a copy would not see an expert that moves in"
+        self._arrays[name] = array
+        self._binding.bind_ortvalue_input(name, value)
+
+    def _write_expert(self, name: str, slot: int, array: NDArray) -> None:
+        self._arrays[name][slot] = convert(array, COMPUTE_DTYPE, name)
 
     def _zeros(self, spec: InputSpec) -> Any:
         sizes = {"num_blocks": self.num_blocks, "block_size": self.block_size}

@@ -7,6 +7,7 @@ them. Must not know which parts a rank has: `InputSpec` says so.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, StoredTensor
 from qwen3moe_engine.manifest import InputSpec
+from qwen3moe_engine.sharding import ShardSpec
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,26 @@ class Piece:
             del stored, rows  # a map that arrays point to cannot be closed
 
 
-def pieces_of(spec: InputSpec, stored: list[StoredTensor], group_rank: int, group_size: int) -> tuple[Piece, ...]:
+def pieces_of(
+    spec: InputSpec, stored: list[StoredTensor], group_rank: int, group_size: int, experts: Sequence[int]
+) -> tuple[Piece, ...]:
     """What a rank reads for the weight `spec`, in the order of its bytes.
 
-    `stored` is the whole of it, as one tensor or as the sources of the spec in their order.
+    `stored` is the whole of it, as one tensor or as the sources of the spec in their order. experts: those the rank
+    holds, in the order of their slots, of a weight that has a source for each.
     """
     is_packed = len(stored) == 1 and stored[0].name == spec.name
     pieces: list[Piece] = []
-    first_row, num_columns = 0, spec.whole_columns
-    for number, (rows, shard, expert) in enumerate(spec.whole_blocks()):
-        tensor, offset = (stored[0], first_row) if is_packed else (stored[number], 0)
-        first_row += rows
-        part = shard.part_of(group_rank, group_size)
-        start, end = shard.bounds(spec.whole_repeat, "experts", part)
-        if start <= expert < end:
-            begin, stop = shard.bounds(rows, "rows", part)
-            columns = shard.bounds(num_columns, "columns", part)
-            _append(pieces, Piece(tensor, num_columns, (offset + begin, offset + stop), columns))
+    shards = spec.shards or (ShardSpec(),) * len(spec.sources)
+    for expert in experts if spec.has_experts else (0,):
+        offset = expert * sum(spec.whole_rows)
+        for number, (rows, shard) in enumerate(zip(spec.whole_rows, shards, strict=True)):
+            tensor = stored[0] if is_packed else stored[expert * len(shards) + number]
+            part, start = shard.part_of(group_rank, group_size), offset if is_packed else 0
+            first, end = shard.bounds(rows, "rows", part)
+            columns = shard.bounds(spec.whole_columns, "columns", part)
+            _append(pieces, Piece(tensor, spec.whole_columns, (start + first, start + end), columns))
+            offset += rows
     return tuple(pieces)
 
 

@@ -44,6 +44,7 @@ class Scheduler:
         self.max_step_tokens, self.max_seqs, self.max_waiting = max_step_tokens, max_seqs, max_waiting
         self._waiting, self._running = RequestQueue(), RequestQueue()
         self._num_prompt_tokens = self._num_prefix_hits = self._num_preemptions = 0
+        self._num_steps = self._num_step_seqs = self._num_step_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -92,6 +93,9 @@ class Scheduler:
 
     def commit(self, plan: StepPlan) -> None:
         """Notes that the plan was executed: its keys and values are in the cache, and others may share full blocks."""
+        self._num_steps += 1
+        self._num_step_seqs += len(plan.scheduled)
+        self._num_step_tokens += plan.num_tokens
         block_size = self.blocks.block_size
         for item in plan.scheduled:
             request = item.request
@@ -127,6 +131,9 @@ class Scheduler:
             num_prefix_hits=self._num_prefix_hits,
             num_preemptions=self._num_preemptions,
             num_evictions=self.blocks.num_evictions,
+            num_steps=self._num_steps,
+            num_step_seqs=self._num_step_seqs,
+            num_step_tokens=self._num_step_tokens,
         )
 
     def check_invariants(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from qwen3moe_engine.expert_placement import Placement, place_experts
 from qwen3moe_engine.layout import Layout
 from qwen3moe_plugins.errors import InputError
 
@@ -61,11 +62,13 @@ def shard_of(name: str, layout: Layout, num_kv_heads: int) -> ShardSpec:
     return found[0]
 
 
-def expert_slots(num_experts: int, layout: Layout, group_rank: int) -> list[int]:
-    """For each expert the slot that holds it on this rank, or -1: expert e lies on rank e // (E / ep)."""
-    each = num_experts // layout.ep
-    first = each * group_rank if layout.ep > 1 else 0
-    return [expert - first if first <= expert < first + each else -1 for expert in range(num_experts)]
+def placement_of(num_experts: int, layout: Layout) -> Placement:
+    """Where experts lie to begin with, on the ranks that they are dealt to, one if every rank has them all: neighbours
+    together; with redundant ones, as if all had the same work."""
+    num_slots = (num_experts + layout.redundant_experts) // layout.ep
+    if layout.redundant_experts:
+        return place_experts([1] * num_experts, layout.ep, num_slots)
+    return Placement(tuple(tuple(range(rank * num_slots, (rank + 1) * num_slots)) for rank in range(layout.ep)))
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ class SplitSizes:
     expert_width: int | None
     mlp_width: int | None
 
-    def divisors(self, option: str, attention: str) -> list[int]:
+    def divisors(self, option: str, layout: Layout) -> list[int]:
         """Degrees of --tp, --ep or --pp that the sizes allow, ascending."""
         if option == "--pp":
             return list(range(1, self.num_layers + 1))
-        sizes = [self.vocab_size, self.mlp_width, self.num_experts if option == "--ep" else self.expert_width]
-        heads, kv_heads = (self.num_heads, self.num_kv_heads) if attention == "split" else (None, None)
+        num_slots = None if self.num_experts is None else self.num_experts + layout.redundant_experts
+        sizes = [self.vocab_size, self.mlp_width, num_slots if option == "--ep" else self.expert_width]
+        heads, kv_heads = (self.num_heads, self.num_kv_heads) if layout.attention == "split" else (None, None)
         limit = min(size for size in (*sizes, heads) if size is not None)
         return [
             degree
@@ -100,7 +104,7 @@ def check_layout(layout: Layout, sizes: SplitSizes) -> None:
     if layout.ep > 1 and sizes.num_experts is None:
         raise InputError("--ep", got="a model without experts", expected="experts to deal out", remedy="use --tp")
     for option, degree in (("--tp", layout.tp), ("--ep", layout.ep), ("--pp", layout.pp)):
-        allowed = sizes.divisors(option, layout.attention)
+        allowed = sizes.divisors(option, layout)
         if degree > 1 and degree not in allowed:
             choice = ", ".join(map(str, allowed)) if len(allowed) <= 16 else f"1 to {allowed[-1]}"
             raise InputError(

@@ -11,7 +11,7 @@ class EngineStats:
 
     num_blocks_cached: blocks that nobody holds and a prefix may find. num_prompt_tokens, num_prefix_hits: tokens of
     admitted prompts, and those of them that the prefix cache held. What a preempted request finds of its own when it
-    comes back counts as neither.
+    comes back counts as neither. num_step_seqs, num_step_tokens: of all steps together.
     """
 
     num_waiting: int
@@ -23,3 +23,6 @@ class EngineStats:
     num_prefix_hits: int
     num_preemptions: int
     num_evictions: int
+    num_steps: int
+    num_step_seqs: int
+    num_step_tokens: int

@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint, StoredTensor
-from qwen3moe_engine.layout import SINGLE, Layout
+from qwen3moe_engine.expert_placement import Placement
 from qwen3moe_engine.manifest import InputSpec, Manifest, Rope
 from qwen3moe_engine.pieces import Piece, pieces_of
-from qwen3moe_engine.sharding import expert_slots
+from qwen3moe_engine.sharding import placement_of
 from qwen3moe_plugins.errors import InputError, name_list
 
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """An input and the parts of stored tensors that, one after the other, are its content."""
+    """An input and the parts of stored tensors that, one after the other, are its content. stored: those tensors."""
 
     spec: InputSpec
     pieces: tuple[Piece, ...]
+    stored: tuple[StoredTensor, ...]
 
     @property
     def num_bytes_read(self) -> int:
@@ -48,12 +49,14 @@ def plan_weights(
     is_unused: Callable[[str], bool] = lambda name: False,
     group_rank: int = 0,
     group_size: int = 1,
+    experts: Sequence[int] | None = None,
 ) -> list[WeightPlan]:
     """Assigns every tensor of the checkpoint to one of `specs`, before any is read.
 
     An input is either stored under its own name (packed, or fused as transformers 5 holds experts in memory) or as the
-    sources its spec lists. Names that `is_unused` may be there and go nowhere. The rank reads its part of each. Raises
-    InputError listing what is missing, left over, misshapen or of a dtype other than bf16, fp16 and fp32.
+    sources its spec lists. Names that `is_unused` may be there and go nowhere. The rank reads its part of each; of
+    experts those in `experts`, by default all. Raises InputError listing what is missing, left over, misshapen or of a
+    dtype other than bf16, fp16 and fp32.
     """
     left = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_unused(name)}
     found: list[tuple[InputSpec, list[StoredTensor]]] = []
@@ -78,7 +81,10 @@ def plan_weights(
             remedy="check that config.json and weights belong together",
         )
     _check_tensors(found, where)
-    return [WeightPlan(spec, pieces_of(spec, stored, group_rank, group_size)) for spec, stored in found]
+    return [
+        WeightPlan(spec, pieces_of(spec, stored, group_rank, group_size, experts or range(spec.repeat)), tuple(stored))
+        for spec, stored in found
+    ]
 
 
 def _check_tensors(found: list[tuple[InputSpec, list[StoredTensor]]], where: str) -> None:
@@ -121,6 +127,13 @@ def read_weight(plan: WeightPlan, dtype: str) -> NDArray:
     return out
 
 
+def read_expert(plan: WeightPlan, expert: int, dtype: str, group_rank: int, group_size: int) -> NDArray:
+    """One expert's part of the input, in `dtype`, whether the plan has it or not: the shape of a slot."""
+    pieces = pieces_of(plan.spec, list(plan.stored), group_rank, group_size, [expert])
+    parts = [convert(piece.read(), dtype, piece.tensor.name) for piece in pieces]
+    return np.concatenate(parts).reshape(plan.spec.static_shape[1:])
+
+
 def read_chunks(plan: WeightPlan, dtype: str) -> Iterator[NDArray]:
     """The input's content in order, one piece at a time, flat, in `dtype`."""
     for piece in plan.pieces:
@@ -150,11 +163,6 @@ def num_bytes_of(spec: InputSpec) -> int:
     return math.prod(spec.static_shape) * NUMPY_DTYPES[spec.dtype].itemsize
 
 
-def expert_map(spec: InputSpec, layout: Layout = SINGLE, group_rank: int = 0) -> NDArray[np.int32]:
-    """The slot of every expert on the rank, -1 for those of other ranks: int32 [num_experts]."""
-    return np.array(expert_slots(spec.static_shape[0], layout, group_rank), np.int32)
-
-
 def vocab_offset(manifest: Manifest, group_rank: int) -> NDArray[np.int32]:
     """The first token of which the rank holds the embedding: int32 [1]."""
     return np.array([manifest.dims.vocab_size // manifest.part.layout.group_size * group_rank], np.int32)
@@ -166,10 +174,15 @@ def cos_sin_cache(rope: Rope, num_positions: int) -> NDArray[np.float32]:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(rope.attention_factor)
 
 
-def rank_constants(manifest: Manifest, group_rank: int = 0) -> dict[str, NDArray[np.int32]]:
-    """The inputs that differ by rank and come from no checkpoint, by name."""
+def rank_constants(
+    manifest: Manifest, group_rank: int = 0, placement: Placement | None = None
+) -> dict[str, NDArray[np.int32]]:
+    """The inputs that differ by rank, or by placement of the experts, and come from no checkpoint, by name."""
     layout = manifest.part.layout
-    maps = {spec.name: expert_map(spec, layout, group_rank) for spec in manifest.of_kind("expert_map")}
+    placement = placement or placement_of(manifest.dims.num_experts, layout)
+    expert_rank = layout.expert_rank_of(group_rank)
+    maps = {spec.name: placement.expert_map(expert_rank) for spec in manifest.of_kind("expert_map")}
+    maps |= {spec.name: placement.replicas() for spec in manifest.of_kind("replicas")}
     return maps | {spec.name: vocab_offset(manifest, group_rank) for spec in manifest.of_kind("vocab_offset")}
 
 
@@ -180,8 +193,9 @@ def plan_manifest(manifest: Manifest, checkpoint: Checkpoint, group_rank: int = 
     def is_unused(name: str) -> bool:
         return name in manifest.unused_sources or name.startswith(others)
 
-    specs, group_size = manifest.of_kind("weight"), manifest.part.layout.group_size
-    return plan_weights(specs, checkpoint, is_unused, group_rank, group_size)
+    specs, layout = manifest.of_kind("weight"), manifest.part.layout
+    experts = placement_of(manifest.dims.num_experts, layout).by_rank[layout.expert_rank_of(group_rank)]
+    return plan_weights(specs, checkpoint, is_unused, group_rank, layout.group_size, experts)
 
 
 def _layers_elsewhere(manifest: Manifest) -> tuple[str, ...]:

@@ -86,10 +86,10 @@ def _sharded(whole: InputSpec, layout: Layout, num_kv_heads: int) -> InputSpec:
     """What one rank holds of `whole`."""
     shards = tuple(shard_of(source, layout, num_kv_heads) for source in whole.sources)
     rows = tuple(shard.size_of(n, "rows") for n, shard in zip(whole.source_rows, shards, strict=True))
-    repeat = shards[0].size_of(whole.repeat, "experts")
+    num_slots = shards[0].size_of(whole.repeat + layout.redundant_experts, "experts")
     columns = [shards[0].size_of(n, "columns") for n in whole.static_shape[1:][-1:]]
-    leading = (repeat, sum(rows)) if len(whole.shape) == 3 else (sum(rows),)
-    return replace(whole, shape=(*leading, *columns), source_rows=rows, repeat=repeat, shards=shards)
+    leading = (num_slots, sum(rows)) if len(whole.shape) == 3 else (sum(rows),)
+    return replace(whole, shape=(*leading, *columns), source_rows=rows, shards=shards)
 
 
 def unused_sources(config: Qwen3MoeConfig, takes_embeddings: bool, part: Part = WHOLE) -> tuple[str, ...]:
@@ -134,6 +134,14 @@ def hidden_state_names(num_layers: int, part: Part = WHOLE) -> dict[str, str]:
 
 def expert_map_name(layer_idx: int) -> str:
     return f"{layer_prefix(layer_idx)}mlp.expert_map"
+
+
+def replicas_name(layer_idx: int) -> str:
+    return f"{layer_prefix(layer_idx)}mlp.replicas"
+
+
+def router_logits_name(layer_idx: int) -> str:
+    return f"router_logits.{layer_idx}"
 
 
 def kv_cache_name(layer_idx: int) -> str:

@@ -56,13 +56,18 @@ def to_onnx(captured: Captured, config: Qwen3MoeConfig, part: Part = WHOLE) -> i
         FuseNorms(),
         MarkPlugins(),
     )(model)
+    attach_functions(model)
+    _strip_traces(model)
+    _check(model, expected_op_counts(config, part, embeds="input_ids" in {spec.name for spec in inputs}))
+    return model
+
+
+def attach_functions(model: ir.Model) -> None:
+    """Those of the operators in the graph."""
     used = count_ops(model)
     for function in local_functions():
         if function.name in used:
             model.functions[(function.domain, function.name, "")] = ir.serde.deserialize_function(function)
-    _strip_traces(model)
-    _check(model, expected_op_counts(config, part, embeds="input_ids" in {spec.name for spec in inputs}))
-    return model
 
 
 def expected_op_counts(config: Qwen3MoeConfig, part: Part, embeds: bool) -> dict[str, int]:

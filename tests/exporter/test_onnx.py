@@ -11,6 +11,7 @@ from workload import paged_batches, run_batches, run_reference
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_export.artifact import GRAPH_NAME
+from qwen3moe_export.onnx_graph import attach_functions
 from qwen3moe_export.onnx_passes import FuseLinear, count_ops
 
 
@@ -38,6 +39,7 @@ def test_onnxruntime_runs_fused_products_by_their_functions(stages, tmp_path, na
     path, manifest = stages.export(name, "fp32")
     fused = FuseLinear()(ir.load(path / GRAPH_NAME)).model
     assert not [node for node in fused.graph if node.op_type == "Gemm"] and count_ops(fused)["Linear"] > 0
+    attach_functions(fused)
     ir.save(fused, tmp_path / GRAPH_NAME)
     config = OnnxRuntimeConfig(num_blocks, 16, num_threads=1)
     executor = OnnxRuntimeExecutor(tmp_path, manifest, open_checkpoint(stages.zoo.path(name)), config, lambda x, _: x)

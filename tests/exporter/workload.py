@@ -20,7 +20,7 @@ from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeExecutor
-from qwen3moe_engine.weights import cos_sin_cache, expert_map, plan_manifest
+from qwen3moe_engine.weights import cos_sin_cache, plan_manifest, rank_constants
 from qwen3moe_export.capture import TORCH_DTYPES, arrange, capture
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.load import as_torch
@@ -129,7 +129,7 @@ class ProgramExecutor:
             plan.spec.name: as_torch(plan, manifest.dtype)
             for plan in plan_manifest(manifest, open_checkpoint(checkpoint))
         }
-        self._values |= {spec.name: torch.from_numpy(expert_map(spec)) for spec in manifest.of_kind("expert_map")}
+        self._values |= {name: torch.from_numpy(array) for name, array in rank_constants(manifest).items()}
         self._values["cos_sin_cache"] = torch.from_numpy(cos_sin_cache(manifest.rope, config.max_position_embeddings))
         self._caches = [
             torch.zeros([sizes.get(size, size) for size in spec.shape], dtype=TORCH_DTYPES[spec.dtype])

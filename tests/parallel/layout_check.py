@@ -76,12 +76,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """max_error: of any logit. bytes_read: by rank."""
+    """max_error: of any logit. bytes_read: by rank. num_experts_moved: to rank 0."""
 
     max_error: float
     num_equal: int
     differences: tuple[Difference, ...]
     bytes_read: tuple[int, ...]
+    num_experts_moved: int
 
     @property
     def num_wrong(self) -> int:
@@ -98,21 +99,29 @@ class Bench:
         self.export = functools.cache(self._export)
         self._expected = functools.cache(self._run_single)
 
-    def compare(self, name: str, layout: Layout) -> Comparison:
+    def compare(self, name: str, layout: Layout, rebalance_steps: int | None = None) -> Comparison:
         logits, completions = self._expected(name)
-        with self.ranks(name, layout) as executor:
+        with self.ranks(name, layout, rebalance_steps) as executor:
             found, continued = self._run(executor, name)
             bytes_read = tuple(ready.num_bytes_read for ready in executor.ready)
         differences = tuple(itertools.chain.from_iterable(map(_difference, itertools.count(), completions, continued)))
         max_error = float(np.abs(found - logits).max())
-        return Comparison(max_error, len(completions) - len(differences), differences, bytes_read)
+        num_equal = len(completions) - len(differences)
+        return Comparison(max_error, num_equal, differences, bytes_read, executor.num_experts_moved)
 
     @contextmanager
-    def ranks(self, name: str, layout: Layout) -> Iterator[ParallelExecutor]:
+    def ranks(self, name: str, layout: Layout, rebalance_steps: int | None = None) -> Iterator[ParallelExecutor]:
         config = OnnxRuntimeConfig(NUM_BLOCKS, BLOCK_SIZE, num_threads=1)
         ranks = onnxruntime_ranks(self.export(name, layout), self.model(name).checkpoint, config)
-        with ParallelExecutor(ranks) as executor:
+        with ParallelExecutor(ranks, rebalance_steps=rebalance_steps) as executor:
             yield executor
+
+    @contextmanager
+    def single(self, name: str) -> Iterator[OnnxRuntimeExecutor]:
+        (stage,) = load_stages(self.export(name, SINGLE))
+        config = OnnxRuntimeConfig(NUM_BLOCKS, BLOCK_SIZE, num_threads=1)
+        checkpoint = open_checkpoint(self.model(name).checkpoint)
+        yield OnnxRuntimeExecutor(stage.folder, stage.manifest, checkpoint, config, no_progress)
 
     def step(self, executor: Executor, prompt: tuple[int, ...], num_tokens: int) -> np.ndarray:
         """Logits of a step of so many tokens, the prompt's over and over."""
@@ -135,10 +144,8 @@ class Bench:
         return folder
 
     def _run_single(self, name: str) -> tuple[np.ndarray, list[Completion]]:
-        (stage,) = load_stages(self.export(name, SINGLE))
-        config = OnnxRuntimeConfig(NUM_BLOCKS, BLOCK_SIZE, num_threads=1)
-        checkpoint = open_checkpoint(self.model(name).checkpoint)
-        return self._run(OnnxRuntimeExecutor(stage.folder, stage.manifest, checkpoint, config, no_progress), name)
+        with self.single(name) as executor:
+            return self._run(executor, name)
 
     def _run(self, executor: Executor, name: str) -> tuple[np.ndarray, list[Completion]]:
         """Logits of all tokens of the mixed batches, and continuations of the prompts by the engine."""

@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3moe_engine import opened_export
-from qwen3moe_engine.layout import Layout
+from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError
 from qwen3moe_export.cli import main
 from qwen3moe_export.config import parse_config
 from qwen3moe_export.layout import weight_specs
+
+TP2, PP2 = Layout(tp=2), Layout(pp=2)
 
 A235B = {
     "architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu",
@@ -33,19 +35,19 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output if code == 0 else result.output.splitlines()[-1]
 
 
-def test_generate_on_two_ranks(bench):
-    checkpoint, prompt = bench.model("trained").checkpoint, ("--prompt", "Once upon a time", "--max-new-tokens", 8)
-    texts = [
-        run("generate", bench.export("trained", layout), "--weights", checkpoint, *prompt, *options)
-        for layout, options in ((Layout(), ()), (Layout(tp=4), ("--tp", 4)), (Layout(pp=3), ()))
+def test_generate_on_many_ranks(bench):
+    weights = bench.model("one_kv_head").checkpoint
+    tokens = [
+        run("generate", bench.export("one_kv_head", layout), "--weights", weights, "--prompt-ids", "5,9,77", *options)
+        for layout, options in ((SINGLE, ()), (TP2, ("--tp", 2)), (PP2, ()))
     ]
-    assert texts[0].strip() and texts == texts[:1] * 3
+    assert tokens[0].strip() and tokens == tokens[:1] * 3
 
 
 def test_generate_wants_the_layout_of_the_export(bench):
-    export = bench.export("trained", Layout(tp=4))
-    said = run("generate", export, "--weights", "nowhere", "--prompt-ids", 5, "--tp", 2, code=2)
-    assert said.startswith(f"Error: {export}: got an export for TP4, expected TP2; export again with these options")
+    export = bench.export("one_kv_head", TP2)
+    said = run("generate", export, "--weights", "nowhere", "--prompt-ids", 5, "--tp", 4, code=2)
+    assert said.startswith(f"Error: {export}: got an export for TP2, expected TP4; export again with these options")
 
 
 def test_a_failed_rank_has_an_exit_code_of_its_own(bench, monkeypatch):
@@ -53,7 +55,7 @@ def test_a_failed_rank_has_an_exit_code_of_its_own(bench, monkeypatch):
         raise RankFailedError("rank 1 of 2: killed by SIGKILL at start-up")
 
     monkeypatch.setattr(opened_export, "open_executor", fail)
-    export, weights = bench.export("trained", Layout(tp=4)), bench.model("trained").checkpoint
+    export, weights = bench.export("one_kv_head", TP2), bench.model("one_kv_head").checkpoint
     said = run("generate", export, "--weights", weights, "--prompt-ids", 5, code=EXIT_CODE)
     assert said == "Error: rank 1 of 2: killed by SIGKILL at start-up"
 
@@ -61,33 +63,33 @@ def test_a_failed_rank_has_an_exit_code_of_its_own(bench, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--tp", 3), "Error: --tp: got 3, expected one of 1, 2, 4; the model's sizes divide by no other degree"),
+        (("--tp", 3), "Error: --tp: got 3, expected one of 1, 2, 4, 8; the model's sizes divide by no other degree"),
         (("--tp", 2, "--ep", 2), "Error: layout: got --tp 2 with --ep 2, expected one kind of group; use either"),
-        (("--pp", 5), "Error: --pp: got 5, expected one of 1, 2, 3, 4;"),
+        (("--pp", 5), "Error: --pp: got 5, expected one of 1, 2, 3;"),
     ],
 )
 def test_a_layout_that_is_refused_leaves_nothing(bench, tmp_path, options, said):
     output = tmp_path / "export"
-    assert run("onnx", bench.model("trained").checkpoint, "-o", output, *options, code=2).startswith(said)
+    assert run("onnx", bench.model("one_kv_head").checkpoint, "-o", output, *options, code=2).startswith(said)
     assert not output.exists()
 
 
 def test_packed_weights_are_of_no_layout(bench, tmp_path):
-    export, checkpoint = bench.export("trained", Layout(tp=4)), bench.model("trained").checkpoint
+    export, checkpoint = bench.export("one_kv_head", TP2), bench.model("one_kv_head").checkpoint
     said = run("pack", export, "--weights", checkpoint, "-o", tmp_path / "w.safetensors", code=2)
-    assert said.startswith("Error: export: got an export for TP4, expected one for a single rank")
+    assert said.startswith("Error: export: got an export for TP2, expected one for a single rank")
 
 
 def test_stages_belong_together(bench, tmp_path):
     export = tmp_path / "export"
-    shutil.copytree(bench.export("trained", Layout(pp=3)), export)
-    generate = ("generate", export, "--weights", bench.model("trained").checkpoint, "--prompt-ids", 5)
+    shutil.copytree(bench.export("one_kv_head", PP2), export)
+    generate = ("generate", export, "--weights", bench.model("one_kv_head").checkpoint, "--prompt-ids", 5)
     said = run("generate", export / "stage_1", *generate[2:], code=2)
-    assert said == f"Error: {export / 'stage_1'}: got stage 1 of 3, expected the folder that holds all; give {export}"
-    shutil.rmtree(export / "stage_2")
-    shutil.copytree(export / "stage_1", export / "stage_2")
-    assert f"{export / 'stage_2'}: got stage 1 for PP3" in run(*generate, code=2)
-    shutil.rmtree(export / "stage_2")
+    assert said == f"Error: {export / 'stage_1'}: got stage 1 of 2, expected the folder that holds all; give {export}"
+    shutil.rmtree(export / "stage_1")
+    shutil.copytree(export / "stage_0", export / "stage_1")
+    assert f"{export / 'stage_1'}: got stage 0 for PP2" in run(*generate, code=2)
+    shutil.rmtree(export / "stage_1")
     assert "got no manifest.json" in run(*generate, code=2)
 
 
@@ -117,5 +119,5 @@ def test_inspect_from_the_config_alone(tmp_path, options, layout):
 
 
 def test_a_pipeline_is_printed_stage_by_stage(bench):
-    printed = run("inspect", bench.export("trained", Layout(pp=3)))
-    assert all(f"stage {stage}: export" in printed for stage in range(3))
+    printed = run("inspect", bench.export("one_kv_head", PP2))
+    assert all(f"stage {stage}: export" in printed for stage in range(2))

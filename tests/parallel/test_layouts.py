@@ -17,7 +17,6 @@ from qwen3moe_engine.layout import Layout
 
 CASES = [
     ("trained", Layout(tp=4)),
-    ("trained", Layout(ep=4)),
     ("trained", Layout(ep=2, attention="replicated")),
     ("trained", Layout(pp=3)),
     ("trained", Layout(tp=2, pp=2)),

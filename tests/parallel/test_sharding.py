@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.layout import Layout, Part
-from qwen3moe_engine.sharding import SplitSizes, check_layout, expert_slots
+from qwen3moe_engine.sharding import SplitSizes, check_layout, placement_of
 from qwen3moe_engine.weights import plan_weights, read_weight
 from qwen3moe_export.config import parse_config
 from qwen3moe_export.layout import split_sizes, weight_specs
@@ -43,8 +43,11 @@ def checkpoints(tmp_path_factory):
 def test_a_rank_reads_its_part(checkpoints, form, layout):
     paths, tensors = checkpoints
     checkpoint, specs = open_checkpoint(paths[form]), weight_specs(CONFIG, "fp32", part=Part(layout))
+    placement = placement_of(12, layout).by_rank
     for rank in range(layout.group_size):
-        plans = plan_weights(specs, checkpoint, group_rank=rank, group_size=layout.group_size)
+        plans = plan_weights(
+            specs, checkpoint, group_rank=rank, group_size=layout.group_size, experts=placement[rank % len(placement)]
+        )
         for plan in plans:
             found, expected = read_weight(plan, "fp32"), part_of(plan.spec.name, tensors, layout, rank)
             assert np.array_equal(found, expected), (plan.spec.name, rank)
@@ -85,10 +88,11 @@ def part_of(name: str, tensors: dict, layout: Layout, rank: int) -> np.ndarray:
 
 
 def test_experts_of_ranks():
-    assert [expert_slots(6, Layout(ep=3), rank) for rank in range(3)] == [
+    assert placement_of(6, Layout(ep=3)).by_rank == ((0, 1), (2, 3), (4, 5))
+    assert [placement_of(6, Layout(ep=3)).expert_map(rank).tolist() for rank in range(3)] == [
         [0, 1, -1, -1, -1, -1], [-1, -1, 0, 1, -1, -1], [-1, -1, -1, -1, 0, 1],
     ]  # fmt: skip
-    assert [expert_slots(4, Layout(tp=2), rank) for rank in range(2)] == [[0, 1, 2, 3]] * 2
+    assert placement_of(4, Layout(tp=2)).by_rank == ((0, 1, 2, 3),)
 
 
 def test_layers_of_stages():

@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 INTERFACE = HERE.parents[1] / "plugins" / "src" / "tensorrt" / "interface_v2.h"
 
 # T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here. Each tensor's pair says
-# whether it is taken in the declared type (fp16 for activations) and in fp32; the last pair is the output's.
+# whether it is taken in the declared type (fp16 for activations) and fp32; the last pair is the output's: fp16, fp32.
 EXPECTED = f"""\
 creators {len(ops.OPS)}
 plugin qwen3moe PagedAttention 1

@@ -22,10 +22,10 @@ from qwen3moe_engine.parallel.agreement import check_agreement
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Board, Patience, State
 from qwen3moe_engine.parallel.channel import Channel
 from qwen3moe_engine.parallel.mailbox import MAILBOX_BYTES, Mailbox
-from qwen3moe_engine.parallel.rank import Facts, RankSpec, SharedMemory, start_rank
+from qwen3moe_engine.parallel.rank import Facts, RankSpec, RebalancingRunner, SharedMemory, start_rank
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.parallel.watch import Watch
-from qwen3moe_engine.parallel.worker import Ready, run_worker
+from qwen3moe_engine.parallel.worker import END, GO, REBALANCE, Ready, run_worker
 from qwen3moe_plugins.errors import InputError
 
 
@@ -34,9 +34,15 @@ class ParallelExecutor:
 
     Raises InputError if ranks disagree, and RankFailedError, at start or in a step, if one dies, hangs or gives up;
     then all of them have ended. `ready`: what each rank reported when it had loaded.
+    rebalance_steps: how many steps lie between two moves of experts, None for no move. num_experts_moved: to this rank.
     """
 
-    def __init__(self, specs: Sequence[RankSpec], patience: Patience = DEFAULT_PATIENCE):
+    def __init__(
+        self,
+        specs: Sequence[RankSpec],
+        patience: Patience = DEFAULT_PATIENCE,
+        rebalance_steps: int | None = None,
+    ):
         layout = specs[0].place.layout
         if [spec.place.rank for spec in specs] != list(range(layout.world_size)):
             expected = f"{layout.world_size}, for {layout}"
@@ -45,11 +51,12 @@ class ParallelExecutor:
         self._board = Board(memory.board, layout.world_size, rank=0)
         self._board.open()
         self._mailbox, self._num_steps, self._is_closed = Mailbox(memory.mailbox), 0, False
+        self._rebalance_steps, self.num_experts_moved = rebalance_steps, 0
         self._start_processes(specs[1:], memory, patience)
         with self._judged():
             facts = [specs[0].facts(), *self._watch.gather(Facts)]
             check_agreement(facts, layout)
-            self._announce(1)
+            self._announce(GO)
             self._step, self._runner = start_rank(specs[0], memory, self._board)
             mine = Ready(self._runner.num_blocks, self._runner.num_bytes_read)
             self.ready: tuple[Ready, ...] = (mine, *self._watch.gather(Ready))
@@ -58,11 +65,13 @@ class ParallelExecutor:
         self.block_size, self.max_model_len = self._runner.block_size, self._runner.max_model_len
 
     def execute(self, batch: Batch) -> Logits:
+        if self._rebalance_steps and self._num_steps and self._num_steps % self._rebalance_steps == 0:
+            self._rebalance()
         with self._running(), self._judged():
             self._num_steps += 1
             self._board.enter(State.RUNNING, self._num_steps)
             self._mailbox.write(batch)
-            self._announce(self._num_steps)
+            self._announce(self._num_steps.to_bytes(8, "little"))
             logits = self._step.run(batch)
             assert logits is not None
         return _WatchedLogits(self, logits)
@@ -76,7 +85,7 @@ class ParallelExecutor:
             return
         self._is_closed = True
         with suppress(OSError):  # one that has ended need not be told
-            self._announce(0)
+            self._announce(END)
         self._watch.close()
         self._runner.close()
 
@@ -85,6 +94,13 @@ class ParallelExecutor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _rebalance(self) -> None:
+        """Moves experts to where the work of ranks is even, by what was counted since the last time."""
+        with self._running(), self._judged():
+            assert isinstance(self._runner, RebalancingRunner)
+            self._announce(REBALANCE)
+            self.num_experts_moved += self._runner.rebalance()
 
     def _start_processes(self, specs: Sequence[RankSpec], memory: SharedMemory, patience: Patience) -> None:
         context = multiprocessing.get_context("spawn")
@@ -99,9 +115,9 @@ class ParallelExecutor:
             theirs.close()
         self._watch = Watch(processes, self._connections, self._board, patience)
 
-    def _announce(self, number: int) -> None:
+    def _announce(self, order: bytes) -> None:
         for connection in self._connections:
-            connection.send_bytes(number.to_bytes(8, "little"))
+            connection.send_bytes(order)
 
     @contextmanager
     def _judged(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ Legend: T tokens, H hidden_size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,15 @@ class StageRunner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class RebalancingRunner(StageRunner, Protocol):
+    """One whose experts can move."""
+
+    def rebalance(self) -> int:
+        """Moves experts within the group, as all of its ranks do between the same two steps. Returns how many came."""
+        ...
 
 
 class RankSpec(Protocol):

@@ -23,7 +23,7 @@ _COUNTER_BYTES = 64  # a cache line for each rank's counter
 
 
 class SharedGroup:
-    """Implements `Collective`. `memory`: shared by the group, `num_bytes(size)` zeros."""
+    """Implements `Collective`, for arrays of any type. `memory`: shared by the group, `num_bytes(size)` zeros."""
 
     def __init__(self, memory: Any, rank: int, size: int, board: Board):
         flat: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
@@ -37,7 +37,7 @@ class SharedGroup:
     def num_bytes(size: int) -> int:
         return size * (_COUNTER_BYTES + 2 * SLOT_BYTES)
 
-    def all_reduce(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def all_reduce(self, x: NDArray) -> NDArray:
         out = np.empty(x.size, x.dtype)
 
         def add_up(start: int, parts: list[NDArray]) -> None:

@@ -103,7 +103,7 @@ class Watch:
             sentinels = [process.sentinel for process in self._processes]
             open_connections = [connection for connection in self._connections if not connection.closed]
             wait([*sentinels, *open_connections], _POLL_SECONDS)
-            for rank in range(1, len(self._processes) + 1):
+            for rank in sorted(range(1, len(self._processes) + 1), key=self._is_alive):  # the dead before who miss them
                 self._attend(rank)
             hung = self._board.hung(self._patience)
             if hung is not None:
@@ -114,16 +114,18 @@ class Watch:
 
     def _attend(self, rank: int) -> None:
         """Takes the rank's messages; whether it lives is looked at before, as its last word may lie there."""
-        process, connection = self._processes[rank - 1], self._connections[rank - 1]
-        with self._processes_lock:
-            is_alive = process.is_alive()
+        connection, is_alive = self._connections[rank - 1], self._is_alive(rank)
         try:
             while not connection.closed and connection.poll():
                 self._take(rank, connection.recv())
         except (EOFError, OSError):
             connection.close()
         if not is_alive and not self._is_closing:
-            self._fail(rank, self._death(rank, process.exitcode))
+            self._fail(rank, self._death(rank, self._processes[rank - 1].exitcode))
+
+    def _is_alive(self, rank: int) -> bool:
+        with self._processes_lock:
+            return self._processes[rank - 1].is_alive()
 
     def _take(self, rank: int, message: Any) -> None:
         if isinstance(message, Trouble):
@@ -138,7 +140,8 @@ class Watch:
 
     def _silence(self, rank: int) -> str:
         seconds = self._patience.of(self._board.state_of(rank))
-        return f"no sign of life for {seconds:g} s {self._when(rank)}"
+        remedy = "if it is only slow, give steps more time or fewer tokens"
+        return f"no sign of life for {seconds:g} s {self._when(rank)}; {remedy}"
 
     def _when(self, rank: int) -> str:
         step, is_idle = self._board.step_of(rank), self._board.state_of(rank) is State.IDLE
@@ -159,7 +162,7 @@ class Watch:
             for process in self._processes:
                 process.kill()
             for process in self._processes:
-                process.join()
+                process.join(_GRACE_SECONDS)  # a driver may hold one for good, but it takes no part any more
         self._has_verdict.set()
 
     def _end_without_main_thread(self) -> None:

@@ -15,9 +15,11 @@ from multiprocessing.connection import Connection, wait
 
 from qwen3moe_engine.parallel.board import Board, GroupEndedError, State
 from qwen3moe_engine.parallel.mailbox import Mailbox
-from qwen3moe_engine.parallel.rank import RankSpec, RankStep, SharedMemory, start_rank
+from qwen3moe_engine.parallel.rank import RankSpec, RankStep, RebalancingRunner, SharedMemory, StageRunner, start_rank
 from qwen3moe_plugins.errors import InputError
 
+# What rank 0 announces beside a step, which is 8 bytes of its number.
+GO, END, REBALANCE = b"go", b"end", b"rebalance"
 _TICK_SECONDS = 0.5  # between signs of life of an idle rank
 
 
@@ -49,7 +51,7 @@ def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection) -> 
         connection.recv_bytes()
         step, runner = start_rank(spec, memory, board)
         connection.send(Ready(runner.num_blocks, runner.num_bytes_read))
-        _follow(step, Mailbox(memory.mailbox), connection, board)
+        _follow(step, runner, Mailbox(memory.mailbox), connection, board)
         runner.close()
     except (GroupEndedError, EOFError, ConnectionError):
         pass  # rank 0 knows why, or is no more
@@ -61,17 +63,22 @@ def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection) -> 
             connection.send(Trouble(f"{type(error).__name__}: {error}", is_input=False))
 
 
-def _follow(step: RankStep, mailbox: Mailbox, connection: Connection, board: Board) -> None:
-    """Every step that rank 0 announces by its number, until it announces none."""
+def _follow(step: RankStep, runner: StageRunner, mailbox: Mailbox, connection: Connection, board: Board) -> None:
+    """What rank 0 announces, until it announces the end."""
     while True:
         board.enter(State.IDLE)
         if not connection.poll(_TICK_SECONDS):
             continue
-        number = int.from_bytes(connection.recv_bytes(), "little")
-        if number == 0:
+        order = connection.recv_bytes()
+        if order == END:
             return
-        board.enter(State.RUNNING, number)
-        step.follow(mailbox.read())
+        if order == REBALANCE:
+            board.enter(State.RUNNING)
+            assert isinstance(runner, RebalancingRunner)
+            runner.rebalance()
+        else:
+            board.enter(State.RUNNING, int.from_bytes(order, "little"))
+            step.follow(mailbox.read())
 
 
 def _die_with_parent() -> None:

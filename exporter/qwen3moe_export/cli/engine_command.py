@@ -9,7 +9,7 @@ import click
 
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.tensorrt.plan import Limits
-from qwen3moe_export.cli import BadInput
+from qwen3moe_export.cli.lazy_group import BadInput
 from qwen3moe_export.cli.progress import spinner
 
 _DEFAULTS = Limits()

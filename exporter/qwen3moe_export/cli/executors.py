@@ -53,6 +53,12 @@ RUNTIME_OPTIONS = (
         help="TensorRT: replay decode steps as CUDA graphs.  [default: on]",
     ),
     click.option("--plugins", type=_PATH, help="TensorRT: folder of our libraries.  [default: the package's]"),
+    click.option(
+        "--step-timeout",
+        type=click.FloatRange(1),
+        metavar="SECONDS",
+        help="Without progress, after which a rank of many counts as hung.  [default: 8]",
+    ),
     click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="ONNX Runtime; 0 is all cores."),
 )
 
@@ -61,6 +67,7 @@ CAPACITY_OPTIONS = (
     click.option(
         "--max-step-tokens", type=click.IntRange(1), help="Of a step.  [default: the plan's; ONNX Runtime: 256]"
     ),
+    click.option("--rebalance-steps", type=click.IntRange(1), help="Between moves of experts.  [default: no moves]"),
     click.option(
         "--kv-tokens",
         type=click.IntRange(1),

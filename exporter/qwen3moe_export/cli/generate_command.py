@@ -17,6 +17,7 @@ from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_export.cli.executors import executor_options, load_engine, open_export, weights_option
 from qwen3moe_export.cli.layout_options import layout_options, require_layout
 from qwen3moe_export.cli.progress import spinner
+from qwen3moe_export.cli.prompt_file import read_prompts
 from qwen3moe_export.cli.sampling_options import sampling_options
 from qwen3moe_plugins.errors import InputError
 
@@ -84,20 +85,8 @@ def _encode(opened: OpenedExport, prompt: str | None, prompts: Path | None) -> l
         got = "none" if opened.weights is None else f"no tokenizer.json beside {opened.weights}"
         remedy = "give it, or prompts as ids with --prompt-ids"
         raise InputError("--tokenizer", got=got, expected="a folder with tokenizer.json", remedy=remedy)
-    lines = [prompt or ""] if prompts is None else _lines(prompts)
+    lines = [prompt or ""] if prompts is None else read_prompts(prompts)
     return [opened.tokenizer.encode(line) for line in lines]
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError("--prompts", got=f"no file {path}", expected="a text file", remedy="check the path")
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), got=str(error), expected="text in UTF-8", remedy="convert the file") from None
-    if not lines:
-        raise InputError(str(path), got="no line", expected="a prompt a line", remedy="write at least one")
-    return lines
 
 
 def _print(completions: list[Completion], as_json: bool) -> None:

@@ -16,6 +16,7 @@ from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tokenizer import FILE_NAME, Tokenizer
 from qwen3moe_export.cli.layout_options import layout_options, require_layout
+from qwen3moe_export.cli.output_file import check_folder, write_text
 from qwen3moe_export.cli.progress import progress, spinner
 from qwen3moe_export.config import load_config
 from qwen3moe_export.verify.compare import Comparison, compare
@@ -106,7 +107,7 @@ def command(
       qwen3moe-export verify Qwen3-30B-A3B --export export --golden fp16.safetensors --executor tensorrt --plan a.plan
     """
     for path in (json_file, report, write_golden):
-        _check_folder(path)
+        check_folder(path)
     if golden is not None:
         said_by_bundle = {"--dtype": dtype, "--against": against, "--text": text, "--max-new-tokens": max_new_tokens}
         _refuse(said_by_bundle | {"--write-golden": write_golden}, "cannot go with --golden, which settles it")
@@ -122,11 +123,11 @@ def command(
             comparison = _compare_stages(subject, inputs, against, write_golden)
     print_table(comparison, Console())
     if json_file is not None:
-        _write(json_file, to_json(comparison))
+        write_text(json_file, to_json(comparison))
     if report is not None:
         from qwen3moe_export.verify.report import render
 
-        _write(report, render(comparison, checkpoint.name, _tokenizer(checkpoint)))
+        write_text(report, render(comparison, checkpoint.name, _tokenizer(checkpoint)))
     if not comparison.passed:
         raise SystemExit(1)
 
@@ -204,19 +205,3 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise click.UsageError(f"{', '.join(given)} {why}")
-
-
-def _check_folder(path: Path | None) -> None:
-    """An output that cannot be written is told before the work, not behind it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InputError(str(path), got="no such folder", expected="a file in one", remedy="make the folder")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

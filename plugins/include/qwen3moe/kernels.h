@@ -115,13 +115,13 @@ int32_t qwen3moe_rms_norm(const qwen3moe_rms_norm_shape* shape, const qwen3moe_r
                           void* workspace, size_t workspace_size, qwen3moe_stream stream);
 
 /* Linear: out = x @ weight^T, sums in fp32. T tokens, K in_features, N out_features.
- * Many tokens take cuBLASLt, which is looked up at run time; the first call of a shape prepares it and must not be
+ * Most products take cuBLASLt, which is looked up at run time; the first call of a shape prepares it and must not be
  * captured. */
 typedef struct {
-    int32_t dtype;       /* qwen3moe_dtype of x and weight */
-    int32_t out_float32; /* 1: out is float; 0: out is rounded to dtype */
-    int32_t num_tokens;  /* T */
-    int32_t in_features, out_features;
+    int32_t dtype;                     /* qwen3moe_dtype of x and weight */
+    int32_t out_float32;               /* 1: out is float; 0: out is rounded to dtype */
+    int32_t num_tokens;                /* T */
+    int32_t in_features, out_features; /* K and N, multiples of 8 */
 } qwen3moe_linear_shape;
 
 typedef struct {

@@ -74,32 +74,32 @@ AttentionParams<T, kHeadDim> make_params(const qwen3moe_paged_attention_shape& s
                                          const qwen3moe_paged_attention_tensors& tensors, const AttentionPlan& plan) {
     constexpr float kLog2E = 1.4426950408889634f;
     const int32_t log2_block_size = shape.block_size == 16 ? 4 : shape.block_size == 32 ? 5 : 6;
-    return {
-        static_cast<const T*>(tensors.qkv),
-        static_cast<const T*>(tensors.q_norm_weight),
-        static_cast<const T*>(tensors.k_norm_weight),
-        tensors.cos_sin_cache,
-        tensors.positions,
-        static_cast<T*>(tensors.out),
-        {static_cast<T*>(tensors.kv_cache), tensors.block_table, shape.max_blocks, shape.num_kv_heads, log2_block_size},
-        {tensors.cu_seqlens, tensors.context_lens, shape.num_seqs, shape.num_tokens},
-        shape.num_heads,
-        shape.num_kv_heads,
-        shape.num_heads / shape.num_kv_heads,
-        plan.max_decode_tokens,
-        shape.scale * kLog2E,
-        shape.eps};
+    return {static_cast<const T*>(tensors.qkv),
+            static_cast<const T*>(tensors.q_norm_weight),
+            static_cast<const T*>(tensors.k_norm_weight),
+            tensors.cos_sin_cache,
+            tensors.positions,
+            static_cast<T*>(tensors.out),
+            {static_cast<T*>(tensors.kv_cache), tensors.block_table, shape.max_blocks, shape.num_kv_heads,
+             log2_block_size, shape.num_blocks},
+            {tensors.cu_seqlens, tensors.context_lens, shape.num_seqs, shape.num_tokens},
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.num_heads / shape.num_kv_heads,
+            plan.max_decode_tokens,
+            shape.scale * kLog2E,
+            shape.eps};
 }
 
 template <typename T, int kHeadDim>
 int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged_attention_tensors& tensors,
-               const AttentionPlan& plan, void* workspace, cudaStream_t stream) {
+               const AttentionPlan& plan, const Device& device, void* workspace, cudaStream_t stream) {
     const AttentionParams<T, kHeadDim> params = make_params<T, kHeadDim>(shape, tensors, plan);
-    Device device{};
-    if (const int32_t status = current_device(&device)) return status;
     if (plan.prefill_rows != 0) {
         QWEN3MOE_CHECK_CUDA((launch_append<T, kHeadDim>(params, stream)));
-        QWEN3MOE_CHECK_CUDA((launch_prefill<T, kHeadDim>(params, plan, stream)));
+        const auto launch_prefill =
+            plan.is_hopper ? &qwen3moe::launch_prefill_hopper<T, kHeadDim> : &qwen3moe::launch_prefill<T, kHeadDim>;
+        QWEN3MOE_CHECK_CUDA(launch_prefill(params, plan, stream));
     }
     QWEN3MOE_CHECK_CUDA((launch_decode<T, kHeadDim>(params, plan, device, workspace, stream)));
     return QWEN3MOE_SUCCESS;
@@ -107,9 +107,9 @@ int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged
 
 template <typename T>
 int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged_attention_tensors& tensors,
-               const AttentionPlan& plan, void* workspace, cudaStream_t stream) {
-    return shape.head_dim == 64 ? launch<T, 64>(shape, tensors, plan, workspace, stream)
-                                : launch<T, 128>(shape, tensors, plan, workspace, stream);
+               const AttentionPlan& plan, const Device& device, void* workspace, cudaStream_t stream) {
+    return shape.head_dim == 64 ? launch<T, 64>(shape, tensors, plan, device, workspace, stream)
+                                : launch<T, 128>(shape, tensors, plan, device, workspace, stream);
 }
 
 }  // namespace
@@ -119,7 +119,7 @@ int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged
 extern "C" size_t qwen3moe_paged_attention_workspace_size(const qwen3moe_paged_attention_shape* shape) {
     using namespace qwen3moe;
     if (check_shape(shape) != QWEN3MOE_SUCCESS || shape->num_tokens == 0) return 0;
-    return plan_attention(*shape).workspace_size;
+    return plan_attention(*shape, false).workspace_size;
 }
 
 extern "C" int32_t qwen3moe_paged_attention(const qwen3moe_paged_attention_shape* shape,
@@ -129,8 +129,10 @@ extern "C" int32_t qwen3moe_paged_attention(const qwen3moe_paged_attention_shape
     if (const int32_t status = check_shape(shape)) return status;
     if (shape->num_tokens == 0) return QWEN3MOE_SUCCESS;
     if (const int32_t status = check_tensors(tensors)) return status;
-    const AttentionPlan plan = plan_attention(*shape);
+    Device device{};
+    if (const int32_t status = current_device(&device)) return status;
+    const AttentionPlan plan = plan_attention(*shape, device.compute_capability == 90);
     if (const int32_t status = check_workspace(plan, workspace, workspace_size)) return status;
     const auto launch = shape->dtype == QWEN3MOE_BF16 ? &qwen3moe::launch<__nv_bfloat16> : &qwen3moe::launch<__half>;
-    return launch(*shape, *tensors, plan, workspace, stream);
+    return launch(*shape, *tensors, plan, device, workspace, stream);
 }

@@ -1,5 +1,6 @@
 #include "attention_launch.cuh"
 #include "attention_rows.cuh"
+#include "launch.cuh"
 
 namespace qwen3moe {
 
@@ -11,6 +12,8 @@ constexpr int kThreads = 256;
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads) append_kernel(const AttentionParams<T, kHeadDim> params) {
     constexpr int kLanes = kRowLanes<kHeadDim>;
+    wait_for_predecessor();
+    allow_successor();
     zero_padding(params);
 
     const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;

@@ -205,7 +205,10 @@ cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const Atte
                                   plan.target_items};
     constexpr size_t kShared = sizeof(DecodeShared<T, kHeadDim>);
     const dim3 grid(plan.decode_items * params.num_kv_heads);
-    const Launch launch{grid, Config::kThreads, kShared, stream, device.has_dependent_launch()};
+    // A grid that fills the GPU would be placed unevenly while the kernel ahead drains: 322 us instead of 250 at 64
+    // sequences of 8192 on an H200.
+    const bool dependent = device.has_dependent_launch() && grid.x <= 2u * device.num_multiprocessors;
+    const Launch launch{grid, Config::kThreads, kShared, stream, dependent};
     return launch_kernel(decode_kernel<T, kHeadDim>, launch, params, schedule, partials, plan.prefill_rows == 0);
 }
 

@@ -14,10 +14,14 @@ namespace qwen3moe {
 template <typename T, int kHeadDim>
 cudaError_t launch_append(const AttentionParams<T, kHeadDim>& params, cudaStream_t stream);
 
-// Attention of sequences with more than params.max_decode_tokens new tokens, after launch_append. A kernel for wgmma
-// and TMA (sm_90a) takes this function's place.
+// Attention of sequences with more than params.max_decode_tokens new tokens, after launch_append.
 template <typename T, int kHeadDim>
 cudaError_t launch_prefill(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, cudaStream_t stream);
+
+// The same where plan.is_hopper.
+template <typename T, int kHeadDim>
+cudaError_t launch_prefill_hopper(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan,
+                                  cudaStream_t stream);
 
 // Writes the keys and values, and computes the attention, of all other sequences. If no prefill is planned, zeroes the
 // padding rows too: a decode step is this one launch.

@@ -36,7 +36,8 @@ void plan_prefill(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pl
     if (shape.num_tokens <= plan.max_decode_tokens) return;
     const int64_t group_size = shape.num_heads / shape.num_kv_heads;
     const int64_t large_ctas = shape.num_tokens * group_size / 128 * shape.num_kv_heads;
-    plan.prefill_rows = large_ctas >= PrefillConfig::kMinCtas ? 128 : 64;
+    const int32_t rows = large_ctas >= PrefillConfig::kMinCtas ? 128 : 64;
+    plan.prefill_rows = plan.is_hopper ? PrefillConfig::kHopperRows : rows;
     plan.prefill_tiles = prefill_tiles(shape, plan.prefill_rows);
 }
 
@@ -51,8 +52,9 @@ void plan_workspace(const qwen3moe_paged_attention_shape& shape, AttentionPlan& 
 
 }  // namespace
 
-AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape) {
+AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool is_hopper) {
     AttentionPlan plan{};
+    plan.is_hopper = is_hopper;
     plan_decode(shape, plan);
     plan_prefill(shape, plan);
     plan_workspace(shape, plan);
@@ -62,8 +64,9 @@ AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape) {
 std::ostream& operator<<(std::ostream& stream, const AttentionPlan& plan) {
     return stream << "AttentionPlan(max_decode_tokens=" << plan.max_decode_tokens
                   << ", decode_items=" << plan.decode_items << ", target_items=" << plan.target_items
-                  << ", partial_items=" << plan.partial_items << ", prefill_rows=" << plan.prefill_rows
-                  << ", prefill_tiles=" << plan.prefill_tiles << ", workspace_size=" << plan.workspace_size << ")";
+                  << ", partial_items=" << plan.partial_items << ", is_hopper=" << plan.is_hopper
+                  << ", prefill_rows=" << plan.prefill_rows << ", prefill_tiles=" << plan.prefill_tiles
+                  << ", workspace_size=" << plan.workspace_size << ")";
 }
 
 }  // namespace qwen3moe

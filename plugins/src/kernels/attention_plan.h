@@ -34,8 +34,9 @@ struct DecodeConfig {
     static constexpr int kMinUnits = 2;
 };
 
-// Prefill: FlashAttention-2's shape. Each warp holds 16 or 32 rows; 32 halve the shared-memory reads per product (at 16
-// the 128 bytes per clock of shared memory, not the tensor cores, would be the limit) and take all 255 registers.
+// Prefill before and after Hopper, whose own has one shape (attention_prefill_hopper.cu): FlashAttention-2's. Each warp
+// holds 16 or 32 rows; 32 halve the shared-memory reads per product (at 16 the 128 bytes per clock of shared memory,
+// not the tensor cores, would be the limit) and take all 255 registers.
 struct PrefillConfig {
     static constexpr int kWarps = 4;
     static constexpr int kThreads = 32 * kWarps;
@@ -44,6 +45,7 @@ struct PrefillConfig {
     // an H100 and one within the 99 KB of sm_86, 89 and 120. 8192 tokens on an H200: 1.67 ms with 2 or 3 stages, a
     // sixth more with 4, which leave little of the L1; a sixth more with tiles of 32 keys.
     static constexpr int kStages = 3;
+    static constexpr int kHopperRows = 128;
     // Tiles of 128 rows if they make two CTAs for each of an H100's 132 SMs, else of 64.
     static constexpr int kMinCtas = 264;
 };
@@ -53,6 +55,7 @@ struct AttentionPlan {
     int32_t decode_items;           // CTAs of the decode kernel per key/value head, an upper bound
     int32_t target_items;           // items the decode kernel divides the keys of all its sequences into, about
     int32_t partial_items;          // of decode_items, those whose sequence is split, an upper bound
+    bool is_hopper;                 // the prefill kernel is the one for compute capability 9.0
     int32_t prefill_rows;           // query rows of a prefill tile, or 0: no sequence can need the prefill kernel
     int32_t prefill_tiles;          // CTAs of the prefill kernel per key/value head, an upper bound
     size_t partial_out_offset;      // float [partial_items, Hkv, 16, D]
@@ -61,7 +64,8 @@ struct AttentionPlan {
     size_t workspace_size;
 };
 
-AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape);
+// The workspace does not depend on is_hopper.
+AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool is_hopper);
 std::ostream& operator<<(std::ostream& stream, const AttentionPlan& plan);
 
 }  // namespace qwen3moe

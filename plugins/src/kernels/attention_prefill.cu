@@ -107,18 +107,12 @@ __global__ void __launch_bounds__(kThreads, 2) prefill_kernel(const AttentionPar
     constexpr int kRows = kWarps * Warp::kRows;
     extern __shared__ uint4 shared[];
 
-    // Late tiles see the most keys: they start first, so that the grid ends with short ones.
-    const int32_t kv_head = blockIdx.x % params.num_kv_heads;
-    const int32_t tile = (gridDim.x - 1 - blockIdx.x) / params.num_kv_heads;
-    const auto first_tile = [&](int32_t idx) { return params.batch.cu_seqlens[idx] * params.group_size / kRows + idx; };
-    const Sequence seq = params.batch.last_starting_by(tile, first_tile);
-    const QueryRows rows{seq, kv_head, params.group_size};
-    const int32_t first_row = (tile - first_tile(seq.idx)) * kRows;
-    if (seq.num_new <= params.max_decode_tokens || first_row >= rows.count()) return;
-
-    const int32_t end = rows.position(min(first_row + kRows, rows.count()) - 1) + 1;
+    const PrefillTile tile = PrefillTile::of_block<kRows>(params);
+    if (tile.is_empty) return;
+    const QueryRows& rows = tile.rows;
+    const int32_t first_row = tile.first_row, end = tile.end<kRows>();
     const SharedTile<T, kHeadDim> queries{reinterpret_cast<T*>(shared)};
-    KvStream<T, kHeadDim> stream{params.kv, queries.data + kRows * kHeadDim, seq.idx, kv_head, end};
+    KvStream<T, kHeadDim> stream{params.kv, queries.data + kRows * kHeadDim, rows.seq.idx, rows.kv_head, end};
     stream.start();
     load_queries<kRows>(queries, params, rows, first_row);
 

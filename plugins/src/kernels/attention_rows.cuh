@@ -12,6 +12,12 @@ namespace qwen3moe {
 
 constexpr int kVector = 8;  // elements of a 16-byte access
 
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 template <int kHeadDim>
 constexpr int kRowLanes = kHeadDim / (2 * kVector);
 

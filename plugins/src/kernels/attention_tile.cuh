@@ -62,10 +62,9 @@ __device__ __forceinline__ void load_kv_tile(const SharedTile<T, kHeadDim>& tile
 }
 
 // A normed and rotated query into a row of a tile; D / 16 lanes together.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void load_query(const SharedTile<T, kHeadDim>& tile, int tile_row,
-                                           const AttentionParams<T, kHeadDim>& params, const QueryRows& rows,
-                                           int32_t row, const HeadRow& weight, int lane) {
+template <typename Tile, typename T, int kHeadDim>
+__device__ __forceinline__ void load_query(const Tile& tile, int tile_row, const AttentionParams<T, kHeadDim>& params,
+                                           const QueryRows& rows, int32_t row, const HeadRow& weight, int lane) {
     const int32_t token = rows.token(row);
     HeadRow query = load_row<kHeadDim>(params.qkv_row(token, rows.head(row)), lane);
     norm_and_rotate<kHeadDim>(query, weight, params.rotary_row(token), params.eps, lane);
@@ -80,5 +79,33 @@ __device__ __forceinline__ void zero_rows(const SharedTile<T, kHeadDim>& tile, i
     for (int i = begin * kChunks + threadIdx.x; i < end * kChunks; i += kThreads)
         *reinterpret_cast<uint4*>(tile.chunk(i / kChunks, i % kChunks)) = uint4{0, 0, 0, 0};
 }
+
+// A CTA of the prefill kernels: a tile of kRows query rows of one sequence and key/value head. A sequence of n rows
+// starts at tile floor(rows before it / kRows) + its index (attention_plan.cpp counts them the same way).
+struct PrefillTile {
+    QueryRows rows;
+    int32_t first_row;
+    bool is_empty;  // past the sequence's rows, or of a sequence that is the decode kernel's
+
+    template <int kRows, typename T, int kHeadDim>
+    __device__ __forceinline__ static PrefillTile of_block(const AttentionParams<T, kHeadDim>& params) {
+        // Late tiles see the most keys: they start first, so that the grid ends with short ones.
+        const int32_t kv_head = blockIdx.x % params.num_kv_heads;
+        const int32_t tile = (gridDim.x - 1 - blockIdx.x) / params.num_kv_heads;
+        const auto first_tile = [&](int32_t idx) {
+            return params.batch.cu_seqlens[idx] * params.group_size / kRows + idx;
+        };
+        const Sequence seq = params.batch.last_starting_by(tile, first_tile);
+        const QueryRows rows{seq, kv_head, params.group_size};
+        const int32_t first_row = (tile - first_tile(seq.idx)) * kRows;
+        return {rows, first_row, seq.num_new <= params.max_decode_tokens || first_row >= rows.count()};
+    }
+
+    // One past the last key that any of its kRows rows sees.
+    template <int kRows>
+    __device__ __forceinline__ int32_t end() const {
+        return rows.position(min(first_row + kRows, rows.count()) - 1) + 1;
+    }
+};
 
 }  // namespace qwen3moe

@@ -10,12 +10,6 @@
 
 namespace qwen3moe {
 
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // What exponents are taken against: a row that has seen no key yet has maximum -inf, and -inf - -inf is NaN.
 __device__ __forceinline__ float finite_base(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 

@@ -15,7 +15,9 @@ int32_t check_shape(const qwen3moe_linear_shape& s) {
     QWEN3MOE_CHECK_ARG(s.out_float32, <=, 1);
     QWEN3MOE_CHECK_ARG(s.num_tokens, >=, 0);
     QWEN3MOE_CHECK_ARG(s.in_features, >, 0);
+    QWEN3MOE_CHECK_ARG(s.in_features % kElements, ==, 0);
     QWEN3MOE_CHECK_ARG(s.out_features, >, 0);
+    QWEN3MOE_CHECK_ARG(s.out_features % kElements, ==, 0);
     return QWEN3MOE_SUCCESS;
 }
 

@@ -8,9 +8,9 @@
 namespace qwen3moe::moe {
 
 constexpr int kCombineThreads = 128;
-constexpr int kCombineCols = 4;  // per thread: 16-byte loads of fp32, 8-byte stores
+constexpr int kCombineCols = 8;  // per thread: 16-byte loads and stores
 
-// Grid: (ceil(H / 512), T).
+// Grid: (ceil(H / 1024), T).
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads) combine_kernel(Params<T> p) {
     const int col = (blockIdx.x * kCombineThreads + threadIdx.x) * kCombineCols;
@@ -19,21 +19,20 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(Params<T> p) {
     wait_for_predecessor();
     if (col >= p.hidden_size) return;
 
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float sum[kCombineCols] = {};
 #pragma unroll 8
     for (int j = 0; j < p.top_k; ++j) {
         const int assignment = token * p.top_k + j;
         if (p.topk_slot[assignment] < 0) continue;
         const float weight = p.topk_weight[assignment];
-        const float* row = p.expert_out + static_cast<size_t>(assignment) * p.hidden_size;
-        const float4 x = __ldcs(reinterpret_cast<const float4*>(row + col));
-        sum.x = fmaf(weight, x.x, sum.x);
-        sum.y = fmaf(weight, x.y, sum.y);
-        sum.z = fmaf(weight, x.z, sum.z);
-        sum.w = fmaf(weight, x.w, sum.w);
+        const T* row = p.expert_out + static_cast<size_t>(assignment) * p.hidden_size;
+        const uint4 packed = __ldcs(reinterpret_cast<const uint4*>(row + col));
+        const T* x = reinterpret_cast<const T*>(&packed);
+#pragma unroll
+        for (int i = 0; i < kCombineCols; ++i) sum[i] = fmaf(weight, to_float(x[i]), sum[i]);
     }
-    uint2* out = reinterpret_cast<uint2*>(p.out + static_cast<size_t>(token) * p.hidden_size + col);
-    *out = make_uint2(pack2<T>(sum.x, sum.y), pack2<T>(sum.z, sum.w));
+    *reinterpret_cast<uint4*>(p.out + static_cast<size_t>(token) * p.hidden_size + col) = make_uint4(
+        pack2<T>(sum[0], sum[1]), pack2<T>(sum[2], sum[3]), pack2<T>(sum[4], sum[5]), pack2<T>(sum[6], sum[7]));
 }
 
 }  // namespace qwen3moe::moe

@@ -19,7 +19,7 @@ constexpr int kMinTileRows = 16;
 constexpr int kGemvAssignments = 16;
 
 // Tokens go through the grouped path in chunks of at most this many. At top-8 that is 131072 assignments, 1024 per
-// expert of 128: partly filled tiles are then 6 % of the work (12 % at 8192), and scratch memory is 1.3 GB at H 2048.
+// expert of 128: partly filled tiles are then 6 % of the work (12 % at 8192), and scratch memory is 0.75 GB at H 2048.
 constexpr int kChunkTokens = 16384;
 
 enum class Path { kGemv, kMma, kWgmma };

@@ -16,13 +16,6 @@ __device__ __forceinline__ uint2 join_columns(uint32_t first, uint32_t second) {
     return odd ? make_uint2(received, second) : make_uint2(first, received);
 }
 
-__device__ __forceinline__ float4 join_columns(float2 first, float2 second) {
-    const bool odd = threadIdx.x % 2 != 0;
-    const float x = __shfl_xor_sync(~0u, odd ? first.x : second.x, 1);
-    const float y = __shfl_xor_sync(~0u, odd ? first.y : second.y, 1);
-    return odd ? make_float4(x, y, second.x, second.y) : make_float4(first.x, first.y, x, y);
-}
-
 template <typename T>
 __device__ __forceinline__ uint32_t activate(const float (&gate)[4], const float (&up)[4], int half) {
     return pack2<T>(swiglu(gate[half * 2], up[half * 2]), swiglu(gate[half * 2 + 1], up[half * 2 + 1]));
@@ -49,13 +42,13 @@ __device__ __forceinline__ void store_rows(const Params<T>& p, const Tile& tile,
                 if (inside && c < p.intermediate_size) *reinterpret_cast<uint2*>(out + c) = columns;
             }
         } else {
-            float* out = p.expert_out + static_cast<size_t>(p.row_assignment[sorted_row]) * p.hidden_size;
+            T* out = p.expert_out + static_cast<size_t>(p.row_assignment[sorted_row]) * p.hidden_size;
 #pragma unroll
             for (int f = 0; f < kFrags; f += 2) {
-                const float4 columns = join_columns(make_float2(acc[f][half * 2], acc[f][half * 2 + 1]),
-                                                    make_float2(acc[f + 1][half * 2], acc[f + 1][half * 2 + 1]));
+                const uint2 columns = join_columns(pack2<T>(acc[f][half * 2], acc[f][half * 2 + 1]),
+                                                   pack2<T>(acc[f + 1][half * 2], acc[f + 1][half * 2 + 1]));
                 const int c = lane_col + f * 8;
-                if (inside && c < p.hidden_size) *reinterpret_cast<float4*>(out + c) = columns;
+                if (inside && c < p.hidden_size) *reinterpret_cast<uint2*>(out + c) = columns;
             }
         }
     }

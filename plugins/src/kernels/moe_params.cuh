@@ -45,7 +45,7 @@ struct Params {
     int* row_assignment;   // [N]
     Tile* tiles;           // [num_tiles]
     T* activation;         // [N, I]: by assignment in the gemv path, by row in the grouped paths
-    float* expert_out;     // [N, H], by assignment
+    T* expert_out;         // [N, H], by assignment, rounded as torch rounds an expert's output
 };
 
 // Every expert may leave one tile partly filled.
@@ -64,7 +64,7 @@ struct WorkspaceLayout {
         row_assignment = take(n * sizeof(int));
         tiles = take(num_tiles * sizeof(Tile));
         activation = take(n * shape.intermediate_size * 2);
-        expert_out = take(n * shape.hidden_size * sizeof(float));
+        expert_out = take(n * shape.hidden_size * 2);
     }
 
     size_t topk_weight, topk_slot, topk_expert, row_assignment, tiles, activation, expert_out;

@@ -41,7 +41,7 @@ Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, con
     p.row_assignment = reinterpret_cast<int*>(scratch + layout.row_assignment);
     p.tiles = reinterpret_cast<Tile*>(scratch + layout.tiles);
     p.activation = reinterpret_cast<T*>(scratch + layout.activation);
-    p.expert_out = reinterpret_cast<float*>(scratch + layout.expert_out);
+    p.expert_out = reinterpret_cast<T*>(scratch + layout.expert_out);
     return p;
 }
 

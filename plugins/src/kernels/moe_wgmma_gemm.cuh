@@ -2,12 +2,13 @@
 // that loads and two that each multiply 64 rows by 256 weight rows of a tile of 128 rows.
 //
 // 128 x 256 does 85 operations per byte that L2 delivers, where the mma path's 128 x 128 does 64: 600 TFLOP/s then take
-// 7 TB/s, about what L2 gives. Rows are gathered with cp.async into the swizzle that wgmma reads.
+// 7 TB/s, about what L2 gives. Rows are gathered with cp.async into the swizzle that wgmma reads. At 8192 tokens on an
+// H200, weights by the copy engine took as long, and shared by a cluster of two blocks half as long again.
 #pragma once
 
+#include "hopper.cuh"
 #include "launch.cuh"
 #include "moe_epilogue.cuh"
-#include "moe_hopper.cuh"
 #include "moe_scan.cuh"
 #include "moe_tile_loader.cuh"
 
@@ -97,17 +98,39 @@ __device__ __forceinline__ void load_pieces(const Params<T>& p, const Pieces& pi
     cp_async_wait<0>();  // no thread leaves with copies on their way
 }
 
+// acc = rows x weight rows over all slices. A slice's stage is given back when the next slice's product has been
+// started behind it, so that the tensor cores never wait for a barrier.
 template <typename T>
-__device__ __forceinline__ void multiply_slice(float (&acc)[kWgmmaCols / 8][4], const unsigned char* stage,
-                                               int group_row) {
-    const uint64_t a = wgmma_descriptor(stage + group_row * kRowBytes);
-    const uint64_t b = wgmma_descriptor(stage + kWgmmaRows * kRowBytes);
-    fence_async_proxy();
-    wgmma_fence();
+__device__ __forceinline__ void multiply_slices(float (&acc)[kWgmmaCols / 8][4], WgmmaShared& shared, Ring& ring,
+                                                int num_slices, int group_row) {
+    const bool is_elected = threadIdx.x % 32 == 0;
+    int running = ring.stage;
+    for (int slice = 0; slice < num_slices; ++slice, ring.advance()) {
+        mbarrier_wait(&shared.full[ring.stage], ring.parity);
+        const unsigned char* stage = shared.stages[ring.stage];
+        const uint64_t a = wgmma_descriptor(stage + group_row * kRowBytes);
+        const uint64_t b = wgmma_descriptor(stage + kWgmmaRows * kRowBytes);
+        fence_async_proxy();
+        wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kSlice / 16; ++k) wgmma_m64n256k16<T>(acc, a + k * 2, b + k * 2);  // 32 bytes, in 16ths
-    wgmma_commit();
-    wgmma_wait<0>();  // meanwhile the tensor cores work for the other warpgroup
+        for (int k = 0; k < kSlice / 16; ++k)  // 32 bytes, in 16ths
+            wgmma_m64n256k16<T>(acc, a + k * 2, b + k * 2, slice + k > 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (slice > 0 && is_elected) mbarrier_arrive(&shared.empty[running]);
+        running = ring.stage;
+    }
+    wgmma_wait<0>();
+    pin(acc);
+    if (is_elected) mbarrier_arrive(&shared.empty[running]);
+}
+
+// The same for a group without rows in the tile: it only gives the stages back.
+__device__ __forceinline__ void skip_slices(WgmmaShared& shared, Ring& ring, int num_slices) {
+    for (int slice = 0; slice < num_slices; ++slice, ring.advance()) {
+        mbarrier_wait(&shared.full[ring.stage], ring.parity);
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[ring.stage]);
+    }
 }
 
 template <typename T, Product kProduct>
@@ -118,12 +141,12 @@ __device__ __forceinline__ void multiply_pieces(const Params<T>& p, const Pieces
     Ring ring;
     for (int piece = blockIdx.x; piece < pieces.count; piece += gridDim.x) {
         const Tile tile = pieces.tile(p.tiles, shared, piece);
-        float acc[kWgmmaCols / 8][4] = {};
-        for (int slice = 0; slice < pieces.num_slices; ++slice, ring.advance()) {
-            mbarrier_wait(&shared.full[ring.stage], ring.parity);
-            if (group_row < tile.num_rows) multiply_slice<T>(acc, shared.stages[ring.stage], group_row);
-            if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[ring.stage]);
+        if (group_row >= tile.num_rows) {
+            skip_slices(shared, ring, pieces.num_slices);
+            continue;
         }
+        float acc[kWgmmaCols / 8][4];
+        multiply_slices<T>(acc, shared, ring, pieces.num_slices, group_row);
         store_rows<kProduct>(p, tile, warp_row, pieces.first_col(piece), acc);
     }
 }

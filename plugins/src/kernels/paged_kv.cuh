@@ -21,14 +21,20 @@ struct PagedKv {
     int32_t max_blocks;
     int32_t num_kv_heads;
     int32_t log2_block_size;
+    int32_t num_blocks;
 
-    // The row [D] of index `position` of sequence `seq`. Reads the block table, so `position` must be in the context.
-    // 64-bit throughout: a cache of 80 GB has 4e10 elements.
-    __device__ __forceinline__ T* row(KvPart part, int32_t seq, int32_t kv_head, int32_t position) const {
+    int64_t num_rows() const { return (int64_t{num_blocks} * 2 * num_kv_heads) << log2_block_size; }
+
+    // The row of index `position` of sequence `seq`, counted in rows [D] of the whole cache. Reads the block table, so
+    // `position` must be in the context. 64-bit throughout: a cache of 80 GB has 4e10 elements.
+    __device__ __forceinline__ int64_t row_idx(KvPart part, int32_t seq, int32_t kv_head, int32_t position) const {
         const int64_t block = block_table[int64_t{seq} * max_blocks + (position >> log2_block_size)];
         const int64_t head = (block * 2 + static_cast<int32_t>(part)) * num_kv_heads + kv_head;
         const int32_t slot = position & ((1 << log2_block_size) - 1);
-        return data + ((head << log2_block_size) + slot) * kHeadDim;
+        return (head << log2_block_size) + slot;
+    }
+    __device__ __forceinline__ T* row(KvPart part, int32_t seq, int32_t kv_head, int32_t position) const {
+        return data + row_idx(part, seq, kv_head, position) * kHeadDim;
     }
 };
 

@@ -29,6 +29,8 @@ class Linear final : public Op {
    private:
     qwen3moe_linear_shape shape_of(const Attributes& attributes, const std::vector<TensorInfo>& inputs) const {
         const Sizes n = sizes_of(attributes, inputs);
+        QWEN3MOE_EXPECT(n["K"] % 8, ==, 0, "columns of weight " << n["K"]);
+        QWEN3MOE_EXPECT(n["N"] % 8, ==, 0, "rows of weight " << n["N"]);
         qwen3moe_linear_shape shape = {};
         shape.dtype = kernel_dtype(inputs[0].dtype);
         shape.out_float32 = decl_.outputs[0].dtype == DeclaredType::kFloat32;

@@ -1,8 +1,8 @@
 // Instructions that only sm_90a has: warpgroup matrix products, barriers in shared memory, register reallocation.
 //
-// wgmma takes both operands from shared memory and accumulates in registers. A warpgroup is 4 consecutive warps; warp w
-// holds rows 16 w .. 16 w + 15 of the 64, each 8 columns of them as an mma.m16n8 fragment (see mma.cuh): acc[column /
-// 8][4].
+// wgmma takes B, and mostly A, from shared memory and accumulates in registers. A warpgroup is 4 consecutive warps;
+// warp w holds rows 16 w .. 16 w + 15 of the 64, each 8 columns of them as an mma.m16n8 fragment (see mma.cuh):
+// acc[column / 8][4].
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,6 +38,14 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps the compiler from moving uses of accumulators across a wait.
+template <int kCount>
+__device__ __forceinline__ void pin(float (&acc)[kCount][4]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+        asm volatile("" : "+f"(acc[i][0]), "+f"(acc[i][1]), "+f"(acc[i][2]), "+f"(acc[i][3])::"memory");
+}
+
 // Registers of each thread of a warpgroup, from the pool that the launch gave the block.
 template <int kRegisters>
 __device__ __forceinline__ void shrink_registers() {
@@ -63,6 +71,12 @@ __device__ __forceinline__ void mbarrier_arrive_after_copies(uint64_t* barrier) 
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// Arrives, and makes the phase wait for `bytes` of bulk copies too.
+__device__ __forceinline__ void mbarrier_arrive_expecting(uint64_t* barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
     asm volatile(
         "{\n"
@@ -79,7 +93,7 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
 #define QWEN3MOE_ACC4(i) QWEN3MOE_ACC(i), QWEN3MOE_ACC(i + 1), QWEN3MOE_ACC(i + 2), QWEN3MOE_ACC(i + 3)
 #define QWEN3MOE_ACC16(i) QWEN3MOE_ACC4(i), QWEN3MOE_ACC4(i + 4), QWEN3MOE_ACC4(i + 8), QWEN3MOE_ACC4(i + 12)
 #define QWEN3MOE_WGMMA_M64N256K16(type)                                                                              \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                                        \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %130, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type \
                  " {"                                                                                                \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                            \
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                  \
@@ -89,21 +103,22 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
                  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                  \
                  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "      \
                  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, " \
-                 "%128, %129, 1, 1, 1, 0, 0;"                                                                        \
+                 "%128, %129, p, 1, 1, 0, 0;}"                                                                       \
                  : QWEN3MOE_ACC16(0), QWEN3MOE_ACC16(16)                                                             \
-                 : "l"(a), "l"(b))
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// acc [64 x 256] += A [64 x 16] @ B [256 x 16]^T, asynchronously.
+// acc [64 x 256] = or += A [64 x 16] @ B [256 x 16]^T, asynchronously.
 template <typename T>
-__device__ __forceinline__ void wgmma_m64n256k16(float (&acc)[32][4], uint64_t a, uint64_t b);
+__device__ __forceinline__ void wgmma_m64n256k16(float (&acc)[32][4], uint64_t a, uint64_t b, bool accumulate);
 
 template <>
-__device__ __forceinline__ void wgmma_m64n256k16<__nv_bfloat16>(float (&acc)[32][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma_m64n256k16<__nv_bfloat16>(float (&acc)[32][4], uint64_t a, uint64_t b,
+                                                                bool accumulate) {
     QWEN3MOE_WGMMA_M64N256K16("bf16");
 }
 
 template <>
-__device__ __forceinline__ void wgmma_m64n256k16<__half>(float (&acc)[32][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma_m64n256k16<__half>(float (&acc)[32][4], uint64_t a, uint64_t b, bool accumulate) {
     QWEN3MOE_WGMMA_M64N256K16("f16");
 }
 

@@ -1,0 +1,43 @@
+// The bulk tensor copy engine (sm_90): boxes of a matrix in global memory into shared memory, as wgmma reads them.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include "mma.cuh"
+
+namespace qwen3moe {
+
+constexpr int kTmaBytes = 128;  // of a row of a box: the widest that 16-byte chunks are permuted within
+
+// Describes a row-major matrix of 16-bit elements to the engine. It copies boxes of `box_rows` rows of 128 bytes, whose
+// chunk c of row r lands at position c ^ (r % 8). The driver's function is looked up, as linking it would make the
+// library need a driver to load.
+inline cudaError_t describe_matrix(CUtensorMap* map, const void* data, int64_t rows, int cols, int box_rows) {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+    if (error != cudaSuccess) return error;
+    if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+    const cuuint64_t sizes[] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(cols) * 2};
+    const cuuint32_t box[] = {kTmaBytes / 2, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+    const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(data), sizes, row_bytes,
+                                   box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Starts the copy of the box at (row, col); `barrier` counts its bytes. By one thread.
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int32_t row, int32_t col,
+                                         uint64_t* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            shared_address(shared)),
+        "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
+
+}  // namespace qwen3moe

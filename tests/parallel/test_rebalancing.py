@@ -1,0 +1,114 @@
+"""Experts with replicas: where they are placed, and that moving them while a model runs changes no token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layout_check import TOLERANCE
+
+from qwen3moe_engine.engine_options import EngineOptions
+from qwen3moe_engine.expert_placement import Placement, place_experts, settle
+from qwen3moe_engine.layout import SINGLE, Layout
+from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_engine.sharding import check_layout
+from qwen3moe_export.config import load_config
+from qwen3moe_export.layout import split_sizes
+from qwen3moe_plugins.errors import InputError
+
+REDUNDANT = Layout(ep=2, redundant_experts=4)
+
+
+@st.composite
+def cases(draw):
+    """Loads, ranks and slots, with room for every expert."""
+    loads = draw(st.lists(st.integers(0, 1000), min_size=1, max_size=24))
+    num_ranks = draw(st.integers(1, 6))
+    return loads, num_ranks, -(-len(loads) // num_ranks) + draw(st.integers(0, 3))
+
+
+@given(cases())
+def test_every_slot_is_used_and_every_expert_is_somewhere(case):
+    loads, num_ranks, num_slots = case
+    placement = place_experts(loads, num_ranks, num_slots)
+    assert [len(held) for held in placement.by_rank] == [num_slots] * num_ranks
+    assert {expert for held in placement.by_rank for expert in held} == set(range(len(loads)))
+    assert sum(placement.load_of_ranks(loads)) == pytest.approx(sum(loads))
+
+
+@given(cases())
+def test_inputs_of_the_graph(case):
+    """A token of any position has one replica of each expert, on one rank."""
+    loads, num_ranks, num_slots = case
+    placement = place_experts(loads, num_ranks, num_slots)
+    expert, number, count = placement.replicas()
+    maps = np.stack([placement.expert_map(rank) for rank in range(num_ranks)])
+    assert ((maps >= 0).sum(axis=0) == 1).all()
+    for rank, held in enumerate(placement.by_rank):
+        there = np.flatnonzero(maps[rank] >= 0)
+        assert sorted(maps[rank][there]) == list(range(num_slots))
+        assert all(held[maps[rank][physical]] == expert[physical] for physical in there)
+    assert (np.diff(expert) >= 0).all(), "in the order of experts, so that ties of the router stay as they are"
+    for position in range(12):
+        assert expert[position % count == number].tolist() == list(range(len(loads)))
+
+
+@given(cases(), st.randoms())
+def test_who_stays_keeps_the_slot(case, random):
+    loads, num_ranks, num_slots = case
+    old = place_experts(loads, num_ranks, num_slots)
+    random.shuffle(loads)
+    new = place_experts(loads, num_ranks, num_slots)
+    settled = settle(old, new)
+    for before, after, wanted in zip(old.by_rank, settled.by_rank, new.by_rank, strict=True):
+        assert sorted(after) == sorted(wanted)
+        num_moved = sum(left != right for left, right in zip(before, after, strict=True))
+        assert num_moved == sum(max(0, wanted.count(e) - before.count(e)) for e in set(wanted))
+
+
+def test_a_busy_expert_gets_the_replicas():
+    """One expert has half of the work of eight on four ranks: alone it would hold its rank up."""
+    loads = [700, 100, 100, 100, 100, 100, 100, 100]
+    assert max(Placement(((0, 1), (2, 3), (4, 5), (6, 7))).load_of_ranks(loads)) == 800
+    balanced = place_experts(loads, num_ranks=4, num_slots=3)
+    assert [expert for held in balanced.by_rank for expert in held].count(0) == 4
+    assert max(balanced.load_of_ranks(loads)) == 375  # 1400 / 4 and at most a piece more
+
+
+def test_places_that_do_not_divide(bench):
+    sizes = split_sizes(load_config(bench.model("trained").checkpoint))
+    check_layout(REDUNDANT, sizes)
+    with pytest.raises(InputError, match="--ep: got 2, expected one of 1"):
+        check_layout(Layout(ep=2, redundant_experts=3), sizes)
+    with pytest.raises(InputError, match="--redundant-experts 4 without --ep"):
+        Layout(tp=2, redundant_experts=4)
+
+
+def test_tokens_stay_the_same_while_experts_move(bench):
+    """Every three steps of the mixed batches and of 20 continuations, each of which skews the work in its own way."""
+    found = bench.compare("trained", REDUNDANT, rebalance_steps=3)
+    print(f"{found.num_experts_moved} experts came to rank 0, max error {found.max_error:.2g}")
+    assert found.num_experts_moved > 20
+    assert found.max_error <= TOLERANCE and found.num_wrong == 0
+
+
+def test_experts_go_where_work_is_even(bench):
+    with bench.ranks("trained", REDUNDANT, rebalance_steps=1) as executor:
+        rebalancer, num_layers, top_k = executor._runner._rebalancer, 4, 4
+        for _ in range(3):
+            bench.step(executor, bench.model("trained").prompts[0], 64)
+            assert rebalancer.loads.sum() == num_layers * top_k * 64
+            loads, before = rebalancer.loads.tolist(), dict(rebalancer.placements)
+            bench.step(executor, bench.model("trained").prompts[0], 64)
+            for layer_loads, (layer, old) in zip(loads, before.items(), strict=True):
+                new = rebalancer.placements[layer]
+                worst, worst_before = (max(placement.load_of_ranks(layer_loads)) for placement in (new, old))
+                assert worst < worst_before or new is old
+        assert executor.num_experts_moved > 0
+
+
+def test_an_export_without_replicas_is_not_rebalanced(bench):
+    options = EngineOptions(rebalance_steps=10)
+    with pytest.raises(InputError, match="rebalance_steps: got an export for one rank, expected one with"):
+        OpenedExport(bench.export("trained", SINGLE), bench.model("trained").checkpoint, options).load()
