@@ -22,6 +22,7 @@ EXPORTER = ROOT / "exporter" / "qwen3moe_export"
 
 EXPORT_LIBRARIES = {"torch", "onnx", "onnxscript", "onnx_ir", "transformers", "matplotlib"}
 EXECUTOR_LIBRARIES = {"onnxruntime", "tensorrt", "tensorrt_rtx"}  # extras: a machine has the one it runs on
+SERVER_LIBRARIES = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}  # an extra too
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def test_engine_imports_neither_the_exporter_nor_its_libraries() -> None:
 
 def test_engine_imports_executor_libraries_lazily() -> None:
     assert not offenders(ENGINE, lambda found: found.top in EXECUTOR_LIBRARIES and not found.lazy)
+
+
+def test_only_the_server_imports_its_libraries() -> None:
+    server = str((ENGINE / "server").relative_to(ROOT))
+    found = offenders(ENGINE, lambda found: found.top in SERVER_LIBRARIES and not found.where.startswith(server))
+    assert not found
 
 
 def test_command_line_imports_export_libraries_lazily() -> None:
@@ -166,6 +173,13 @@ def test_package_imports_without_the_libraries(package: str, missing: set[str]) 
 
 
 def test_every_help_prints_without_the_libraries() -> None:
-    done = run_without(EXPORT_LIBRARIES | EXECUTOR_LIBRARIES, PRINT_EVERY_HELP)
+    done = run_without(EXPORT_LIBRARIES | EXECUTOR_LIBRARIES | SERVER_LIBRARIES, PRINT_EVERY_HELP)
     assert done.returncode == 0, done.stderr
     assert "Usage: qwen3moe-export" in done.stdout
+
+
+def test_a_server_without_its_libraries_names_the_extra() -> None:
+    code = "from qwen3moe_export.cli import main; main(['serve', 'export', '--weights', 'x'], prog_name='q')"
+    done = run_without(SERVER_LIBRARIES, code)
+    assert done.returncode == 2
+    assert "pip install 'qwen3moe-export[serve]'" in done.stderr

@@ -152,6 +152,7 @@ class AsyncEngine:
             if error is not None:
                 self._end(mailbox)
         for mailbox in aborted:
+            mailbox.queue.put_nowait(None)  # whoever waits for more wakes
             self._end(mailbox)
 
     def _deliver(self, outputs: list[tuple[Mailbox, RequestOutput]]) -> None:

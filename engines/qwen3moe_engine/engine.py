@@ -23,6 +23,7 @@ from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.stats import EngineStats
 from qwen3moe_engine.step_plan import StepPlan
+from qwen3moe_plugins.errors import InputError
 
 
 class Engine:
@@ -85,6 +86,8 @@ class Engine:
     ) -> list[Completion]:
         """Completions of the prompts, in their order; params: for all of them, or for each. Raises InputError before
         any is run."""
+        if isinstance(prompts, str):  # whose characters are strings too
+            raise InputError("prompts", got="one", expected="a list of them", remedy="put it into a list")
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         requests = [self.make_request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
         self._run(requests)

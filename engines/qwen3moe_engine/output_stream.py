@@ -40,7 +40,7 @@ class Mailbox:
     def __init__(self, request: Request):
         self.request = request
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
+        self.queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()  # None: cancelled
         self._num_sent = 0
 
     @property
@@ -113,6 +113,8 @@ class OutputStream:
         except BaseException:
             self.cancel()
             raise
+        if output is None or self._ended:  # closed by another task
+            raise StopAsyncIteration
         if isinstance(output, Exception):
             self._ended = True
             raise output

@@ -58,6 +58,11 @@ def test_the_pool_is_what_was_asked_for(engine):
         engine.generate(["She was"], SamplingParams(1024))
 
 
+def test_one_prompt_is_no_list(engine):
+    with pytest.raises(InputError, match="prompts: got one, expected a list"):
+        engine.generate("She was", PARAMS)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -194,6 +194,23 @@ def test_a_cancelled_request_frees_its_blocks(how):
     run(test)
 
 
+def test_a_stream_closed_by_another_task_ends():
+    async def test() -> None:
+        engine, executor = make_engine()
+        async with engine:
+            gate = Gate(executor)
+            stream = await engine.submit([1], LONG)
+            await gate.reached()
+            reader = asyncio.create_task(stream.__anext__())
+            await asyncio.sleep(0)
+            await stream.aclose()
+            gate.open()
+            with pytest.raises(StopAsyncIteration):
+                await reader
+
+    run(test)
+
+
 def test_cancelled_while_it_is_being_submitted():
     async def test() -> None:
         engine, executor = make_engine()

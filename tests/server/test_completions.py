@@ -117,6 +117,16 @@ def test_a_stream_is_the_answer(client, server):
         CompletionChunk.model_validate(chunk.to_dict())
 
 
+def test_events_are_ascii(server, client, engine):
+    """A client may take characters such as U+2028 for the end of a line, and with it of an event."""
+    half = engine.encode("é")[0]  # the first of two bytes, again and again: each is U+FFFD
+    body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "logit_bias": {str(half): 100}}
+    response = server.post("/v1/completions", json=body | {"stream": True})
+    assert response.content.isascii() and response.content.endswith(b"data: [DONE]\n\n")
+    text = "".join(chunk.choices[0].text for chunk in client.completions.create(**body, stream=True))
+    assert text == client.completions.create(**body).choices[0].text == 16 * "\ufffd"
+
+
 def test_choices_stream_together(client):
     asked = dict(model=MODEL, prompt=[PROMPT, "He"], n=2, max_tokens=20, temperature=0.8, seed=3, extra_body=ON)
     texts = ["", "", "", ""]

@@ -47,10 +47,11 @@ def test_the_description_is_of_this_server(server):
     assert schemas["CompletionRequest"]["additionalProperties"] is False
     assert "ValidationError" not in str(described) and "securitySchemes" not in described["components"]
     errors = {"400", "401", "404", "413", "429", "500", "503"}
-    for path in ("/v1/completions", "/v1/chat/completions"):
+    for path, chunk in (("/v1/completions", "CompletionChunk"), ("/v1/chat/completions", "ChatChunk")):
         answers = described["paths"][path]["post"]["responses"]
         assert set(answers) == {"200"} | errors
         assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
+        assert chunk in schemas and chunk in str(answers["200"]["content"]["text/event-stream"])
         for status in errors:
             assert answers[status]["content"]["application/json"]["schema"] == {
                 "$ref": "#/components/schemas/ErrorBody"

@@ -57,4 +57,5 @@ class EventStream(Response):
 
 
 def _encode(event: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    """In ASCII: to some clients characters such as U+2028 end a line, and with it the event."""
+    return f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode("ascii")

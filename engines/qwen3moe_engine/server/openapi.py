@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from qwen3moe_engine.server.chat_protocol import ChatChunk
+from qwen3moe_engine.server.completion_protocol import CompletionChunk
 from qwen3moe_engine.server.errors import ErrorBody
 from qwen3moe_engine.server.settings import ServerSettings
 
@@ -29,13 +31,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": about} | ({"headers": _RETRY} if status == 429 else {})
     for status, about in _ABOUT.items()
 }
+_REF = "#/components/schemas/"
 REQUEST_BODIES = ("CompletionRequest", "ChatRequest")
 
 
 def answers(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Of a route that generates: errors, and a stream of `chunk` where it is asked for."""
     about = f"JSON, or with `stream` events `data: {chunk.__name__}` and at the end `data: [DONE]`."
-    return {200: {"description": about, "content": {"text/event-stream": {}}}, **ERRORS}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": _REF + chunk.__name__}}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {200: {"description": about, "content": {"text/event-stream": {"schema": event}}}, **ERRORS}
 
 
 def describe(app: FastAPI, settings: ServerSettings) -> None:
@@ -45,6 +50,7 @@ def describe(app: FastAPI, settings: ServerSettings) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             _drop_validation_errors(schema)
+            _add_chunks(schema["components"]["schemas"])
             for body in REQUEST_BODIES:
                 schema["components"]["schemas"][body]["properties"]["model"]["enum"] = [settings.model_name]
             if settings.api_key is not None:
@@ -62,6 +68,14 @@ def _drop_validation_errors(schema: dict[str, Any]) -> None:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
+
+
+def _add_chunks(schemas: dict[str, Any]) -> None:
+    """No route returns them as they are, so FastAPI does not know them."""
+    for chunk in (CompletionChunk, ChatChunk):
+        described = chunk.model_json_schema(ref_template=_REF + "{model}")
+        schemas.update(described.pop("$defs"))
+        schemas[chunk.__name__] = described
 
 
 def _require_key(schema: dict[str, Any]) -> None:
