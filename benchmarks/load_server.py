@@ -36,7 +36,7 @@ NUM_CLIENTS, MAX_SEQS, GRACE = 200, 32, 60
 PROMPTS, OUTPUT_LEN = RandomPrompts(LengthRange(8, 128), 2045), LengthRange(16, 64)
 SAMPLE_EVERY = 5.0  # seconds
 NUM_TURNS = 3
-WARM_UP = 60.0  # seconds at most that no line is fitted to: pools, connections and the prefix cache fill
+WARM_UP = 60.0  # seconds at most that no line is fitted to: connections and the prefix cache fill
 FLAT = 0.01  # of the memory: growth by the fitted line over the whole time
 COMMAND = "from qwen3moe_export.cli import main; main()"
 
@@ -91,11 +91,24 @@ async def load_for(
         return await asyncio.gather(ClosedLoop(num_clients).drive(client.send, items()), sample_memory(server, minutes))
 
 
+async def load_widest(target: Target) -> None:
+    """Steps as large as any to come: full batches with the longest of contexts among them. What ONNX Runtime allocates
+    for a size it keeps, and random lengths would come to the largest only now and then, as steps up in memory."""
+    lengths, longest = PROMPTS.input_len, LengthRange(OUTPUT_LEN.high, OUTPUT_LEN.high)
+    of_length = {
+        length: make_workload(RandomPrompts(LengthRange(length, length), PROMPTS.vocab_size), longest, 128, seed=3)
+        for length in (lengths.low, lengths.high)
+    }
+    items = [of_length[lengths.low if index % 4 else lengths.high][index] for index in range(128)]
+    await run_load(target, ClosedLoop(2 * MAX_SEQS), items)
+
+
 async def load_and_terminate(server: ServerProcess, target: Target) -> tuple[list[RequestRecord], float]:
-    """SIGTERM two seconds behind the arrival of all requests. Returns the second of it, too."""
+    """SIGTERM as soon as all requests are accepted. Returns the second of it, too."""
     items = make_workload(PROMPTS, OUTPUT_LEN, NUM_CLIENTS, seed=2)
     load = asyncio.ensure_future(run_load(target, Poisson(float("inf"), 0), items))
-    await asyncio.sleep(2.0)
+    while await asyncio.to_thread(server.num_open_requests) < NUM_CLIENTS:
+        await asyncio.sleep(0.05)
     server.terminate()
     terminated = time.perf_counter()
     return await load, terminated
@@ -153,7 +166,9 @@ def main() -> None:
     columns += ("TTFT p50 ms", "p99", "ITL p50 ms", "p99")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     with serve(export, weights, "--max-seqs", MAX_SEQS) as server:
-        records, memory = asyncio.run(load_for(server, target_of(server), NUM_CLIENTS, minutes))
+        target = target_of(server)
+        asyncio.run(load_widest(target))
+        records, memory = asyncio.run(load_for(server, target, NUM_CLIENTS, minutes))
         print_load(measure(records), f"{NUM_CLIENTS} clients, {MAX_SEQS} at a time, {minutes:g} minutes")
         with serve(export, weights, "--max-seqs", 1) as single:
             print_turns(server, single, minutes / 20)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 SERVING = re.compile(r"^serving .* at (http://\S+)$", re.MULTILINE)  # printed just before it listens
 
+OPEN_REQUESTS = re.compile(r"^qwen3moe_requests_(?:running|waiting) (\S+)$", re.MULTILINE)
+
 
 class ServerProcess:
     """url: where it serves."""
@@ -27,6 +29,12 @@ class ServerProcess:
         """Memory of the process."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) * 1024
+
+    def num_open_requests(self) -> int:
+        """That run or wait."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
+            found = OPEN_REQUESTS.findall(response.read().decode())
+        return sum(int(float(value)) for value in found)
 
     def terminate(self) -> None:
         """SIGTERM, and back at once."""
