@@ -117,6 +117,9 @@ class OnnxRuntimeExecutor:
         """Moves experts between the ranks of the group to where their work is even. Returns how many came to this."""
         return self._rebalancer.run(self._write_expert, self._bind) if self._rebalancer is not None else 0
 
+    def abort(self, reason: str) -> None:
+        """Its collectives hear of it from the group's board."""
+
     def close(self) -> None:
         """Nothing outlives the object."""
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.tensorrt import polygraphy_network
-from qwen3moe_engine.tensorrt.build import BuildError, build_plan, profile_ranges, profile_shapes
+from qwen3moe_engine.tensorrt.build import BuildError, build_plan, check_request, profile_ranges, profile_shapes
 from qwen3moe_engine.tensorrt.flavour import RTX, load_tensorrt
 from qwen3moe_engine.tensorrt.plan import Limits, check_plan, load_plan_info, sidecar_path
 from qwen3moe_export.cli import main
@@ -80,6 +80,17 @@ def test_operators_that_are_not_plugins_are_counted(export_16, tensorrt):
     too_many = replace(manifest, graphs=manifest.graphs | {"model.onnx": graph})
     with pytest.raises(BuildError, match="17 plugin layers in the network, 18 operators in the manifest"):
         build_plan(export_16, too_many, tensorrt, LIMITS, ("sm89",))
+
+
+def test_experts_that_the_kernels_cannot_split_are_refused(export_16):
+    """As two ranks would have them: 32 wide."""
+    manifest = load_manifest(export_16)
+    inputs = tuple(
+        replace(spec, shape=(*spec.shape[:-1], 32)) if spec.name.endswith("experts.down_proj") else spec
+        for spec in manifest.inputs
+    )
+    with pytest.raises(InputError, match="an expert's width on a rank: got 32, expected a multiple of 64"):
+        check_request(replace(manifest, inputs=inputs), RTX, LIMITS, ("sm89",))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from qwen3moe_plugins.library import PACKAGE_FOLDER
 pytestmark = pytest.mark.gpu
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "qwen3moe-tiny"
-NUM_SCHEDULES, MAX_PROMPT, MAX_NEW_TOKENS = 50, 90, 40  # in blocks of 16 tokens
+NUM_SCHEDULES, MAX_PROMPT, MAX_NEW_TOKENS = 100, 90, 60  # in blocks of 16 tokens
 # Twice what plain torch loses in fp16 at the 99th percentile of this model's logits (make_greedy_golden.py).
 TOLERANCE = 0.1766
 SAMPLING = [
@@ -85,7 +85,14 @@ def generate(export: Path, plan: Path, weights: Path = CHECKPOINT, *more):
 def test_tokens_do_not_depend_on_who_shares_pool_and_batch(executor, capsys):
     totals: Counter = Counter()
 
-    @settings(max_examples=NUM_SCHEDULES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    # the same schedules each time: some must preempt, which few of them do
+    @settings(
+        max_examples=NUM_SCHEDULES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(schedules(MAX_PROMPT, MAX_NEW_TOKENS, min_new_tokens=10, min_arrivals=5))
     def run(schedule):
         with capsys.disabled():

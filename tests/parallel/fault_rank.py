@@ -52,6 +52,7 @@ class Runner:
 
     def __init__(self, group: SharedGroup, fault: str):
         self._group, self._fault, self._num_steps = group, fault, 0
+        self.events: list[str] = []
 
     def execute(self, batch: Batch, hidden_states: np.ndarray | None = None) -> HostLogits:
         return HostLogits(self.forward(batch, hidden_states)[batch.logits_indices])
@@ -63,8 +64,11 @@ class Runner:
         mine = batch.tokens[:, None].astype(np.float32) + 1 if hidden_states is None else hidden_states
         return self._group.all_reduce(mine)
 
+    def abort(self, reason: str) -> None:
+        self.events.append(reason)
+
     def close(self) -> None:
-        pass
+        self.events.append("close")
 
 
 def happen(fault: str) -> None:

@@ -94,6 +94,8 @@ def test_in_a_step(layout, fault, said):
     with pytest.raises(RankFailedError, match=said):
         executor.execute(batch())
     executor.close()
+    events = executor._runner.events
+    assert said in events[0] and events[-1] == "close", "what waits for the lost rank is given up before the rest is"
 
 
 def test_between_steps():

@@ -22,7 +22,7 @@ from qwen3moe_engine.parallel.agreement import check_agreement
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Board, Patience, State
 from qwen3moe_engine.parallel.channel import Channel
 from qwen3moe_engine.parallel.mailbox import MAILBOX_BYTES, Mailbox
-from qwen3moe_engine.parallel.rank import Facts, RankSpec, RebalancingRunner, SharedMemory, start_rank
+from qwen3moe_engine.parallel.rank import Facts, RankSpec, RebalancingRunner, SharedMemory, StageRunner, start_rank
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.parallel.watch import Watch
 from qwen3moe_engine.parallel.worker import END, GO, REBALANCE, Ready, run_worker
@@ -52,17 +52,18 @@ class ParallelExecutor:
         self._board.open()
         self._mailbox, self._num_steps, self._is_closed = Mailbox(memory.mailbox), 0, False
         self._rebalance_steps, self.num_experts_moved = rebalance_steps, 0
+        self._runner: StageRunner | None = None
         self._start_processes(specs[1:], memory, patience)
         with self._judged():
             facts = [specs[0].facts(), *self._watch.gather(Facts)]
             check_agreement(facts, layout)
             self._announce(GO)
-            self._step, self._runner = start_rank(specs[0], memory, self._board)
-            mine = Ready(self._runner.num_blocks, self._runner.num_bytes_read)
+            self._step, runner = start_rank(specs[0], memory, self._board)
+            self._runner, mine = runner, Ready(runner.num_blocks, runner.num_bytes_read)
             self.ready: tuple[Ready, ...] = (mine, *self._watch.gather(Ready))
         self._board.enter(State.AWAY)
         self.num_blocks = min(ready.num_blocks for ready in self.ready)
-        self.block_size, self.max_model_len = self._runner.block_size, self._runner.max_model_len
+        self.block_size, self.max_model_len = runner.block_size, runner.max_model_len
 
     def execute(self, batch: Batch) -> Logits:
         if self._rebalance_steps and self._num_steps and self._num_steps % self._rebalance_steps == 0:
@@ -87,7 +88,8 @@ class ParallelExecutor:
         with suppress(OSError):  # one that has ended need not be told
             self._announce(END)
         self._watch.close()
-        self._runner.close()
+        if self._runner is not None:
+            self._runner.close()
 
     def __enter__(self) -> ParallelExecutor:
         return self
@@ -127,6 +129,8 @@ class ParallelExecutor:
             yield
         except Exception as error:
             verdict = self._watch.convict(error)
+            if self._runner is not None:
+                self._runner.abort(str(verdict))
             self._board.enter(State.AWAY)
             if verdict is error:
                 raise

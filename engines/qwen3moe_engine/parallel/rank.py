@@ -65,6 +65,10 @@ class StageRunner(Protocol):
         """Of the last stage."""
         ...
 
+    def abort(self, reason: str) -> None:
+        """Gives up the group, so that nothing waits for a rank that is no more; only `close` may follow."""
+        ...
+
     def close(self) -> None: ...
 
 

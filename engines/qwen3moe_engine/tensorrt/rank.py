@@ -22,7 +22,13 @@ from qwen3moe_engine.parallel.board import Board, State
 from qwen3moe_engine.parallel.rank import Facts, Place
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.stages import ExportedStage, load_stages
-from qwen3moe_engine.tensorrt.communicator import CollectiveLibrary, CommunicatorConfig, find_nccl, one_shot_limit
+from qwen3moe_engine.tensorrt.communicator import (
+    CollectiveLibrary,
+    Communicator,
+    CommunicatorConfig,
+    find_nccl,
+    one_shot_limit,
+)
 from qwen3moe_engine.tensorrt.cuda import driver_version, use_device
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
@@ -61,18 +67,17 @@ class TensorRTRank:
         with ExitStack() as resources:
             config = replace(self.config, device=self.place.rank)
             use_device(config.device)
-            if group.size > 1:
-                self._join(group, config.device, resources)
+            communicator = resources.enter_context(self._join(group, config.device)) if group.size > 1 else None
             executor = resources.enter_context(self._open_executor(config, board))
-            return TensorRTRunner(executor, resources.pop_all())
+            return TensorRTRunner(executor, communicator, resources.pop_all())
 
-    def _join(self, group: SharedGroup, device: int, resources: ExitStack) -> None:
+    def _join(self, group: SharedGroup, device: int) -> Communicator:
         """The first rank's id travels through the shared memory of the group."""
         library = CollectiveLibrary(find_library(KERNELS, self.plugins), find_nccl())
         own = library.unique_id()
         first = group.all_gather(np.frombuffer(own, np.uint8).reshape(1, -1))[0].tobytes()
         config = CommunicatorConfig(self.place.group_rank, group.size, device, one_shot_limit(group.size))
-        resources.enter_context(library.join(config, first))
+        return library.join(config, first)
 
     def _open_executor(self, config: TensorRTConfig, board: Board) -> TensorRTExecutor:
         def signs_of_life(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
@@ -101,10 +106,10 @@ class TensorRTRank:
 
 
 class TensorRTRunner:
-    """Implements `StageRunner`: the executor, and what must be closed behind it."""
+    """Implements `StageRunner`: the executor, its communicator if it has a group, and what closes both."""
 
-    def __init__(self, executor: TensorRTExecutor, resources: ExitStack):
-        self.executor, self._resources = executor, resources
+    def __init__(self, executor: TensorRTExecutor, communicator: Communicator | None, resources: ExitStack):
+        self.executor, self._communicator, self._resources = executor, communicator, resources
         self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
         self.max_model_len, self.num_bytes_read = executor.max_model_len, executor.num_bytes_read
 
@@ -113,6 +118,11 @@ class TensorRTRunner:
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> Logits:
         return self.executor.execute(batch, hidden_states)
+
+    def abort(self, reason: str) -> None:
+        """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""
+        if self._communicator is not None:
+            self._communicator.abort(reason)
 
     def close(self) -> None:
         self._resources.close()
