@@ -17,10 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tensorrt import polygraphy_network
 from qwen3moe_engine.tensorrt.build import BuildError, build_plan, check_request, profile_ranges, profile_shapes
 from qwen3moe_engine.tensorrt.flavour import RTX, load_tensorrt
-from qwen3moe_engine.tensorrt.plan import Limits, check_plan, load_plan_info, sidecar_path
+from qwen3moe_engine.tensorrt.plan import Limits, check_plan, find_plan, load_plan_info, sidecar_path
 from qwen3moe_export.cli import main
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.library import PLUGINS
@@ -80,6 +81,22 @@ def test_operators_that_are_not_plugins_are_counted(export_16, tensorrt):
     too_many = replace(manifest, graphs=manifest.graphs | {"model.onnx": graph})
     with pytest.raises(BuildError, match="17 plugin layers in the network, 18 operators in the manifest"):
         build_plan(export_16, too_many, tensorrt, LIMITS, ("sm89",))
+
+
+def test_a_pipeline_has_a_plan_for_each_stage(checkpoint, tmp_path, plugins):
+    arguments = ["onnx", str(checkpoint), "-o", str(tmp_path), "--dtype", "bf16", "--pp", "2"]
+    CliRunner().invoke(main, arguments, catch_exceptions=False)
+    result = run_engine(tmp_path, "--tensorrt", "rtx", "--target", "sm89")
+    assert result.exit_code == 0, result.output
+    for stage in load_stages(tmp_path):
+        plan = find_plan(stage.folder, None, num_stages=2)
+        assert plan == find_plan(stage.folder, Path(plan.name), num_stages=2)
+        assert load_plan_info(plan).plugin_layers == sum(stage.manifest.op_counts.values())
+    for given, says in ((Path("a/b.plan"), "a file name"), (None, "expected one plan")):
+        with pytest.raises(InputError, match=says):
+            find_plan(tmp_path, given, num_stages=2)
+    result = run_engine(tmp_path, "--tensorrt", "rtx", "--target", "sm89", "-o", "one.plan")
+    assert result.exit_code == 2 and "a plan for each stage" in result.output
 
 
 def test_experts_that_the_kernels_cannot_split_are_refused(export_16):

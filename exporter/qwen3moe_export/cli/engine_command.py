@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.tensorrt.plan import Limits
 from qwen3moe_export.cli.lazy_group import BadInput
 from qwen3moe_export.cli.progress import spinner
@@ -52,28 +52,43 @@ def command(
     max_context: int | None,
     **limits: Any,
 ) -> None:
-    """Build a TensorRT plan from EXPORT, with a sidecar that binds the two.
+    """Build a TensorRT plan from EXPORT, with a sidecar that binds the two; of a pipeline, one for each stage.
 
     \b
     Examples:
       qwen3moe-export engine export
       qwen3moe-export engine export --tensorrt rtx --target sm89,sm120 --max-tokens 4096
     """
+    stages = load_stages(export)
+    if output is not None and len(stages) > 1:
+        raise click.UsageError("--output is one file, and a pipeline has a plan for each stage")
+    positions = stages[0].manifest.dims.max_position_embeddings
+    context = max_context or min(_DEFAULTS.max_context, positions)
+    requested = Limits(block_size=int(block_size), max_context=context, **limits)
+    targets = tuple(target.split(",")) if target else ()
+    for stage in stages:
+        _build(stage, tensorrt, plugins, requested, targets, output)
+
+
+def _build(
+    stage: ExportedStage,
+    tensorrt: str,
+    plugins: Path | None,
+    limits: Limits,
+    targets: tuple[str, ...],
+    output: Path | None,
+) -> None:
     from qwen3moe_engine.tensorrt.build import BuildError, build_plan
     from qwen3moe_engine.tensorrt.flavour import load_tensorrt
     from qwen3moe_engine.tensorrt.plan import save_plan
 
-    manifest = load_manifest(export)
-    context = max_context or min(_DEFAULTS.max_context, manifest.dims.max_position_embeddings)
-    requested = Limits(block_size=int(block_size), max_context=context, **limits)
-    targets = tuple(target.split(",")) if target else ()
     with spinner("building"):
         loaded = load_tensorrt(tensorrt, plugins)
         try:
-            plan, info = build_plan(export, manifest, loaded, requested, targets)
+            plan, info = build_plan(stage.folder, stage.manifest, loaded, limits, targets)
         except BuildError as error:
             raise BadInput(str(error)) from None
-    path = output or export / f"{'-'.join((f'tensorrt-{info.flavour}', *targets))}.plan"
+    path = output or stage.folder / f"{'-'.join((f'tensorrt-{info.flavour}', *targets))}.plan"
     save_plan(plan, info, path)
     click.echo(
         f"{path}: TensorRT {info.flavour} {info.tensorrt_version}, {', '.join(targets) or 'this GPU'}, {info.dtype}, "
