@@ -88,7 +88,7 @@ def test_wrong_arguments_of_a_deployment_are_refused(ray_deployment, wrong):
 
 def test_options_that_do_not_go_together_are_refused_before_ray_is_asked(ray_deployment):
     wrong = ray_deployment.Replicas(export="export", engine={"executor": "tensorrt"}, server={"model_name": "a"})
-    with pytest.raises(InputError, match="plan: got none"):
+    with pytest.raises(InputError, match="weights: got neither"):
         ray_deployment.build(wrong)
 
 
