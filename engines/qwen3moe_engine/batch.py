@@ -7,6 +7,7 @@ Legend: T tokens of all sequences, B sequences, H hidden_size, N rows of logits.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,15 +65,17 @@ def lay_out(
     logits_of: list[int] | None,
 ) -> Batch:
     """`pack_batch` on columns: tokens [T] or [T, H], the rest by sequence. Hundreds of sequences cost a loop over block
-    tables and no other; a table that is an int32 buffer is copied without a look at its numbers."""
+    tables and no other; a table that is an array of int32 is copied without a look at its numbers."""
     lengths = np.array(num_new, np.int32)
     cu_seqlens = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
     contexts = lengths + np.array(num_computed, np.int32)
     used = num_blocks_for(contexts, block_size)
+    flat = array("i")
+    for ids, num_used in zip(block_ids, used.tolist(), strict=True):
+        flat.extend(ids[:num_used])
     block_table = np.zeros((len(lengths), max(1, used.max())), np.int32)
-    for row, ids, num_used in zip(block_table, block_ids, used.tolist(), strict=True):
-        row[:num_used] = ids[:num_used]
+    block_table[np.arange(block_table.shape[1]) < used[:, None]] = flat
     every_token = np.arange(cu_seqlens[-1], dtype=np.int32)
     return Batch(
         tokens=tokens,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,7 @@ from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.sampling_rule import draw, without_nan
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """By what a row's token is drawn. offset: the token's index among the request's new ones, the Philox counter."""
 
     params: SamplingParams

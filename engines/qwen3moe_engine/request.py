@@ -67,7 +67,7 @@ class Request:
             self.first_token = self.last_token
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        if token_id in self.params.ending_token_ids(eos_token_ids):
+        if self.params.is_ended_by(token_id, eos_token_ids):
             self.finish_reason = "stop"
         elif len(self.output_ids) == self.params.max_new_tokens:
             self.finish_reason = "length"

@@ -118,6 +118,9 @@ class SamplingParams:
         """With a seed, from the operating system if there is none: what was drawn can be drawn again."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(64))
 
+    def is_ended_by(self, token_id: int, eos_token_ids: tuple[int, ...]) -> bool:
+        return token_id in self.stop_token_ids or (not self.ignore_eos and token_id in eos_token_ids)
+
     def ending_token_ids(self, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
         return self.stop_token_ids if self.ignore_eos else (*self.stop_token_ids, *eos_token_ids)
 

@@ -153,9 +153,10 @@ class Scheduler:
         preempted: list[Request] = []
         block_size = self.blocks.block_size
         for request in self._running:
-            num_missing = num_blocks_for(request.num_tokens, block_size) - len(request.block_ids)
-            if not num_missing:
+            num_tokens = request.num_tokens
+            if num_tokens <= len(request.block_ids) * block_size:
                 continue
+            num_missing = num_blocks_for(num_tokens, block_size) - len(request.block_ids)
             while num_missing > self.blocks.num_free:
                 victim = self._running.last
                 self._preempt(victim)
@@ -179,7 +180,7 @@ class Scheduler:
         scheduled = []
         for request, num_pending in zip(self._running, pending, strict=True):
             if num_pending == 1:
-                scheduled.append(ScheduledRequest(request, request.num_computed, 1, samples=True))
+                scheduled.append(ScheduledRequest(request, request.num_computed, 1, True))
             elif budget > 0:
                 num_new = min(num_pending, budget)
                 budget -= num_new
