@@ -73,5 +73,7 @@ class StepClock:
 
 def num_new_tokens(batch_size: int, context: int, num_steps: int, max_step_tokens: int) -> int:
     """What `StepClock.decode` has its first sequence make: a token in each step in which the others are prefilled too,
-    one for each step on top of that, and one to spare, so that none ends."""
-    return -(-batch_size * (context + 1) // max_step_tokens) + WARM_UP_STEPS + num_steps + 1
+    one for each step on top of that, and one to spare, so that none ends. Those who decode leave prompts the rest of a
+    step's tokens."""
+    num_prefill_steps = -(-batch_size * context // (max_step_tokens - batch_size + 1))
+    return num_prefill_steps + WARM_UP_STEPS + num_steps + 2

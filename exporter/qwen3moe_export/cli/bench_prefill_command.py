@@ -8,7 +8,8 @@ import click
 
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.layout import Layout
-from qwen3moe_export.cli.bench_table import Row, make_row, open_clock, parse_sizes, read_peer, report
+from qwen3moe_export.cli.bench_row import Row, make_row
+from qwen3moe_export.cli.bench_table import Files, file_options, open_clock, parse_sizes, read_peer, report
 from qwen3moe_export.cli.executors import executor_options, open_export, weights_option
 from qwen3moe_export.cli.layout_options import layout_options, require_layout
 
@@ -23,15 +24,15 @@ _PATH = click.Path(path_type=Path)
 @layout_options
 @click.option("--lengths", default=LENGTHS, show_default=True, help="Tokens of a prompt, with commas between.")
 @click.option("--peer", type=_PATH, help="A JSON object: a peer's milliseconds by length.")
-@click.option("--json", "json_path", type=_PATH, help="Where to write the rows.")
+@file_options
 def command(
     options: EngineOptions,
+    files: Files,
     layout: Layout | None,
     export: Path,
     weights: Path | None,
     lengths: str,
     peer: Path | None,
-    json_path: Path | None,
 ) -> None:
     """Time to the first token of a prompt that has EXPORT's engine to itself.
 
@@ -48,4 +49,4 @@ def command(
         (length,) = case
         return make_row(str(length), clock.first_token(length), length, None, peers.get(str(length)))
 
-    report(wanted, measure, json_path)
+    report(wanted, measure, files)

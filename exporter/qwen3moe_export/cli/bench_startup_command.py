@@ -36,9 +36,9 @@ def command(options: EngineOptions, export: Path, weights: Path | None, length: 
     with phases("loading the engine"):
         engine = load_engine(opened)
     with phases("first token"):
-        engine.generate([list(range(1, length + 1))], SamplingParams(max_new_tokens=1))
+        engine.generate([_prompt(length, 0, engine.vocab_size)], SamplingParams(max_new_tokens=1))
     with phases("first token again"):
-        engine.generate([list(range(2, length + 2))], SamplingParams(max_new_tokens=1))
+        engine.generate([_prompt(length, 1, engine.vocab_size)], SamplingParams(max_new_tokens=1))
     executor: Any = engine.executor
     of_engine = executor.phases.seconds if hasattr(executor, "phases") else {}
     click.echo("| phase | s |\n|---|---|")
@@ -50,6 +50,10 @@ def command(options: EngineOptions, export: Path, weights: Path | None, length: 
                 click.echo(f"| of it: {part} | {part_seconds:.2f} |")
     total = before + sum(phases.seconds.values()) - phases.seconds["first token again"]
     click.echo(f"| from the start to the first token | {total:.2f} |")
+
+
+def _prompt(length: int, first: int, vocab_size: int) -> list[int]:
+    return [index % vocab_size for index in range(first, first + length)]
 
 
 def _seconds_since_start() -> float:

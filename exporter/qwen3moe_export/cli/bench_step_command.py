@@ -10,7 +10,8 @@ from qwen3moe_engine.bench.bound import decode_bound_ms
 from qwen3moe_engine.bench.steps import num_new_tokens
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.layout import Layout
-from qwen3moe_export.cli.bench_table import Row, make_row, open_clock, parse_sizes, read_peer, report
+from qwen3moe_export.cli.bench_row import Row, make_row
+from qwen3moe_export.cli.bench_table import Files, file_options, open_clock, parse_sizes, read_peer, report
 from qwen3moe_export.cli.executors import executor_options, open_export, weights_option
 from qwen3moe_export.cli.layout_options import layout_options, require_layout
 
@@ -27,9 +28,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=64, show_default=True, help="Timed of each case.")
 @click.option("--bandwidth", type=float, default=4.3e12, show_default=True, help="Of memory, bytes/s, for the bound.")
 @click.option("--peer", type=_PATH, help="A JSON object: a peer's milliseconds by case.")
-@click.option("--json", "json_path", type=_PATH, help="Where to write the rows.")
+@file_options
 def command(
     options: EngineOptions,
+    files: Files,
     layout: Layout | None,
     export: Path,
     weights: Path | None,
@@ -37,7 +39,6 @@ def command(
     num_steps: int,
     bandwidth: float,
     peer: Path | None,
-    json_path: Path | None,
 ) -> None:
     """Time of a decode step of EXPORT by batch and context: the whole engine, sampler included.
 
@@ -58,4 +59,4 @@ def command(
         bound = decode_bound_ms(opened.manifest, batch, context, bandwidth)
         return make_row(name, times, batch, bound, peers.get(name))
 
-    report(wanted, measure, json_path)
+    report(wanted, measure, files)

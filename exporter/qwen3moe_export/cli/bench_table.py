@@ -9,32 +9,45 @@ from pathlib import Path
 
 import click
 
-from qwen3moe_engine.bench.steps import StepClock, Times
+from qwen3moe_engine.bench.steps import StepClock
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_export.cli.bench_plot import write_plot
+from qwen3moe_export.cli.bench_row import HEADER, Row
 from qwen3moe_export.cli.executors import load_engine
+from qwen3moe_export.cli.load_plot import FORMATS
+from qwen3moe_export.cli.option_group import option_group
+from qwen3moe_export.cli.output_file import check_folder, write_text, write_whole
 from qwen3moe_plugins.errors import InputError
 
 
 @dataclass(frozen=True)
-class Row:
-    """Times in milliseconds. name: as in the file of a peer's figures. bound: by memory traffic, None if not known."""
+class Files:
+    """What is written beside the table."""
 
-    name: str
-    median: float
-    p90: float
-    tokens_per_second: float
-    bound: float | None = None
-    peer: float | None = None
-
-    @property
-    def cells(self) -> list[str]:
-        bound = [f"{self.bound:.2f}", f"{100 * self.bound / self.median:.0f} %"] if self.bound else ["", ""]
-        peer = [f"{self.peer:.2f}", f"{self.peer / self.median:.2f}"] if self.peer else ["", ""]
-        return [self.name, f"{self.median:.3f}", f"{self.p90:.3f}", f"{self.tokens_per_second:.0f}", *bound, *peer]
+    json: Path | None
+    plot: Path | None
 
 
-HEADER = ["case", "ms", "p90", "tok/s", "bound ms", "of the bound", "peer ms", "peer / ours"]
+def _files(json_path: Path | None, plot: Path | None) -> Files:
+    """Raises InputError for what could not be written."""
+    for path in (json_path, plot):
+        check_folder(path)
+    if plot is not None and plot.suffix not in FORMATS:
+        expected = f"a file {', '.join(FORMATS)}"
+        raise InputError("--plot", got=str(plot), expected=expected, remedy="name one of these formats")
+    return Files(json_path, plot)
+
+
+_PATH = click.Path(path_type=Path, dir_okay=False)
+file_options = option_group(
+    "files",
+    _files,
+    (
+        click.option("--json", "json_path", type=_PATH, help="Where to write the rows."),
+        click.option("--plot", type=_PATH, help=f"Draw them there: {', '.join(FORMATS)}."),
+    ),
+)
 
 
 def open_clock(opened: OpenedExport, batches: list[tuple[int, int]]) -> StepClock:
@@ -44,18 +57,17 @@ def open_clock(opened: OpenedExport, batches: list[tuple[int, int]]) -> StepCloc
     return StepClock(engine, opened.manifest.dims.vocab_size, opened.capacity.max_step_tokens)
 
 
-def make_row(name: str, times: Times, num_tokens: int, bound: float | None, peer: float | None) -> Row:
-    return Row(name, times.median, times.percentile(90), num_tokens / times.median * 1e3, bound, peer)
-
-
-def report(cases: Sequence, measure: Callable[..., Row], json_path: Path | None) -> None:
+def report(cases: Sequence[list[int]], measure: Callable[[list[int]], Row], files: Files) -> None:
+    """Measures case by case, with a row of the table for each, and writes `files` when all are done."""
     click.echo("\n".join(("| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|")))
     rows = []
     for case in cases:
         rows.append(measure(case))
         click.echo("| " + " | ".join(rows[-1].cells) + " |")
-    if json_path is not None:
-        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if files.json is not None:
+        write_text(files.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if files.plot is not None:
+        write_whole(files.plot, lambda path: write_plot(rows, path))
 
 
 def parse_sizes(text: str, option: str, count: int, example: str) -> list[list[int]]:

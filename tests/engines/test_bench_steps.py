@@ -1,0 +1,43 @@
+"""The clock of decode steps: what it times, and the bound that times are held against."""
+
+from __future__ import annotations
+
+from fake_executor import FakeExecutor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3moe_engine.bench.steps import FIRST_TOKEN_REPEATS, WARM_UP_STEPS, StepClock, num_new_tokens
+from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
+from qwen3moe_engine.engine import Engine
+from qwen3moe_engine.scheduler import Scheduler
+
+VOCAB_SIZE, BLOCK_SIZE, MAX_SEQS = 61, 4, 8
+
+
+def make_clock(num_sequences: int, length: int, max_step_tokens: int) -> tuple[StepClock, FakeExecutor, Engine]:
+    executor = FakeExecutor(num_sequences * num_blocks_for(length, BLOCK_SIZE), BLOCK_SIZE, length)
+    blocks = BlockManager(executor.num_blocks, BLOCK_SIZE)
+    engine = Engine(executor, Scheduler(blocks, length, max_step_tokens, MAX_SEQS), VOCAB_SIZE, ())
+    return StepClock(engine, VOCAB_SIZE, max_step_tokens), executor, engine
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, MAX_SEQS), st.integers(1, 40), st.integers(1, 4), st.integers(MAX_SEQS, 50))
+def test_every_timed_step_gives_each_sequence_a_token(batch_size, context, num_steps, max_step_tokens):
+    """However the prompts were chunked, in a pool that holds just them."""
+    length = context + num_new_tokens(batch_size, context, num_steps, max_step_tokens)
+    clock, executor, engine = make_clock(batch_size, length, max_step_tokens)
+    assert len(clock.decode(batch_size, context, num_steps).milliseconds) == num_steps
+    assert executor.step_sizes[-num_steps - WARM_UP_STEPS :] == [(batch_size, batch_size)] * (num_steps + WARM_UP_STEPS)
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0), "the next case finds it idle"
+    assert stats.num_preemptions == 0
+
+
+def test_first_tokens_are_of_prompts_that_nobody_has_seen():
+    clock, executor, engine = make_clock(1, 33, max_step_tokens=16)
+    times = clock.first_token(32)
+    assert len(times.milliseconds) == FIRST_TOKEN_REPEATS
+    assert min(times.milliseconds) <= times.median <= times.percentile(90) <= max(times.milliseconds)
+    assert executor.step_sizes == [(16, 1), (16, 1)] * FIRST_TOKEN_REPEATS
+    assert engine.stats().num_prefix_hits == 0
