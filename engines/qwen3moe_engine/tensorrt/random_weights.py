@@ -59,8 +59,9 @@ def random_range(tensor: StoredTensor) -> tuple[float, float]:
     """Lowest and highest value: norms around 1, embeddings uniform with variance 1, other matrices 1 / columns."""
     if "norm" in tensor.name:
         return 0.9, 1.1
-    # What attention adds is a mean over all tokens: next to small embeddings it would make them all alike, and the
-    # router would send them to the same few experts (14 of 128 for 8 tokens, where uniform routing takes 52).
+    # What attention adds is a mean over a sequence's tokens: next to small embeddings it would make them all alike, and
+    # the router send them to the same few experts. Sequences differ: a decode step's tokens route as evenly as by chance
+    # (benchmarks/random_routing.py).
     variance = 1.0 if "embed_tokens" in tensor.name else 1.0 / tensor.shape[-1]
     half_width = math.sqrt(3.0 * variance) if len(tensor.shape) > 1 else 0.1
     return -half_width, half_width
