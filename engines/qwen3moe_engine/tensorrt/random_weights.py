@@ -60,7 +60,7 @@ def random_range(tensor: StoredTensor) -> tuple[float, float]:
     if "norm" in tensor.name:
         return 0.9, 1.1
     # What attention adds is a mean over a sequence's tokens: next to small embeddings it would make them all alike, and
-    # the router send them to the same few experts. Sequences differ: a decode step's tokens route as evenly as by chance
+    # the router send them to the same few experts. A decode step's, of many sequences, route as evenly as by chance
     # (benchmarks/random_routing.py).
     variance = 1.0 if "embed_tokens" in tensor.name else 1.0 / tensor.shape[-1]
     half_width = math.sqrt(3.0 * variance) if len(tensor.shape) > 1 else 0.1
