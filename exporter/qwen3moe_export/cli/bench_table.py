@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -19,6 +20,8 @@ from qwen3moe_export.cli.load_plot import FORMATS
 from qwen3moe_export.cli.option_group import option_group
 from qwen3moe_export.cli.output_file import check_folder, write_text, write_whole
 from qwen3moe_plugins.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ file_options = option_group(
 )
 
 
-def open_clock(opened: OpenedExport, batches: list[tuple[int, int]]) -> StepClock:
-    """Over an engine whose KV pool holds each of `batches`: so many sequences of so many tokens."""
-    num_blocks = max(count * num_blocks_for(length, opened.capacity.block_size) for count, length in batches)
+def open_clock(opened: OpenedExport, batches: Sequence[Sequence[int]]) -> StepClock:
+    """Over an engine whose KV pool holds each of `batches`: sequences of so many tokens."""
+    num_blocks = max(sum(num_blocks_for(tokens, opened.capacity.block_size) for tokens in batch) for batch in batches)
     engine = load_engine(opened, num_blocks)
     return StepClock(engine, opened.manifest.dims.vocab_size, opened.capacity.max_step_tokens)
 
 
-def report(cases: Sequence[list[int]], measure: Callable[[list[int]], Row], files: Files) -> None:
+def report(cases: Sequence[T], measure: Callable[[T], Row], files: Files) -> None:
     """Measures case by case, with a row of the table for each, and writes `files` when all are done."""
     click.echo("\n".join(("| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|")))
     rows = []
@@ -70,12 +73,12 @@ def report(cases: Sequence[list[int]], measure: Callable[[list[int]], Row], file
         write_whole(files.plot, lambda path: write_plot(rows, path))
 
 
-def parse_sizes(text: str, option: str, count: int, example: str) -> list[list[int]]:
-    """Positive numbers with `x` between them, `count` of them in each item. Raises InputError."""
-    items = [item.split("x") for item in text.split(",")]
-    if not all(len(item) == count and all(part.isdigit() and int(part) > 0 for part in item) for item in items):
+def parse_sizes(text: str, option: str, example: str) -> list[int]:
+    """Positive numbers with commas between. Raises InputError."""
+    items = text.split(",")
+    if not all(item.isdigit() and int(item) > 0 for item in items):
         raise InputError(option, got=repr(text), expected=f"such as {example}", remedy="write it so")
-    return [[int(part) for part in item] for item in items]
+    return [int(item) for item in items]
 
 
 def read_peer(path: Path | None) -> dict[str, float]:
