@@ -50,7 +50,7 @@ def test_preferred_experts_take_their_share_evenly(skew):
 def test_the_bound_counts_the_experts_that_tokens_choose(skew, num_tokens):
     groups = chosen_experts(skew).reshape(-1, num_tokens * TOP_K)
     touched = np.mean([len(np.unique(group)) for group in groups])
-    assert touched_experts(NUM_EXPERTS, TOP_K, num_tokens, skew) == pytest.approx(touched, rel=0.1)
+    assert touched_experts(NUM_EXPERTS, TOP_K, num_tokens, skew) == pytest.approx(touched, rel=0.2)
 
 
 def test_without_a_skew_all_have_the_same():
