@@ -19,15 +19,15 @@ from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.phases import Phases
 from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt.bindings import Bindings
-from qwen3moe_engine.tensorrt.cuda import Device, Graph, Stream, use_device
+from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
 from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
+from qwen3moe_engine.tensorrt.open_kernels import open_kernels
 from qwen3moe_engine.tensorrt.plan import check_gpu, check_plan, load_plan_info
 from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weights, random_checkpoint
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
-from qwen3moe_plugins.architectures import check_architectures
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
 from qwen3moe_plugins.library import KERNELS, find_library
@@ -236,13 +236,6 @@ class TensorRTExecutor:
         graph = self._stream.capture(lambda: self._enqueue(context, arrays))
         self._stream.synchronize()
         return _DecodeStep(context, graph)
-
-
-def open_kernels(path: Path, device: Device) -> KernelLibrary:
-    """Raises InputError if they have no code for `device`."""
-    kernels = KernelLibrary(path)
-    check_architectures(path, kernels.architectures, device.name, device.compute_capability)
-    return kernels
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import click
 from qwen3moe_engine.bench.steps import StepClock
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_export.cli.bench_op_row import OpRow
 from qwen3moe_export.cli.bench_plot import write_plot
 from qwen3moe_export.cli.bench_row import HEADER, Row
 from qwen3moe_export.cli.executors import load_engine
@@ -22,6 +24,7 @@ from qwen3moe_export.cli.output_file import check_folder, write_text, write_whol
 from qwen3moe_plugins.errors import InputError
 
 T = TypeVar("T")
+R = TypeVar("R", Row, OpRow)
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,26 @@ def open_clock(opened: OpenedExport, batches: Sequence[Sequence[int]]) -> StepCl
     return StepClock(engine, opened.manifest.dims.vocab_size, opened.capacity.max_step_tokens)
 
 
-def report(cases: Sequence[T], measure: Callable[[T], Row], files: Files) -> None:
-    """Measures case by case, with a row of the table for each, and writes `files` when all are done."""
-    click.echo("\n".join(("| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|")))
-    rows = []
+def report(
+    cases: Sequence[T],
+    measure: Callable[[T], R],
+    files: Files,
+    header: Sequence[str] = HEADER,
+    unit: str = "ms",
+    panel_of: Callable[[R], str] = lambda row: "",
+) -> None:
+    """Measures case by case, with a row of the table for each, and writes `files` when all are done. panel_of: rows of
+    the same are drawn beside each other."""
+    click.echo("\n".join(("| " + " | ".join(header) + " |", "|---" * len(header) + "|")))
+    rows: list[R] = []
     for case in cases:
         rows.append(measure(case))
         click.echo("| " + " | ".join(rows[-1].cells) + " |")
     if files.json is not None:
         write_text(files.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if files.plot is not None:
-        write_whole(files.plot, lambda path: write_plot(rows, path))
+        panels = [list(panel) for _, panel in itertools.groupby(rows, panel_of)]
+        write_whole(files.plot, lambda path: write_plot(panels, unit, path))
 
 
 def parse_sizes(text: str, option: str, example: str) -> list[int]:
