@@ -51,6 +51,7 @@ class OpClock:
 
 def time_calls(stream: Stream, calls: Sequence[Call], repeats: int) -> Times:
     """Of one call, in each of `repeats` replays; milliseconds."""
+    stream.synchronize()  # weights are read early: they must be there
     for each in calls[:2]:
         each()  # cuBLASLt prepares a shape at its first call, which must not be captured
     stream.synchronize()
