@@ -1,4 +1,4 @@
-"""How fast weights stream from safetensors to the GPU: a checkpoint of noise, with the tensors of a published one, loaded
+"""How fast weights stream from safetensors to the GPU: a checkpoint of noise with a published one's tensors, loaded
 through the engine from the page cache, and from the disk after the cache has dropped the file.
 
 python benchmarks/bench_load.py EXPORT --plan PLAN [--folder /tmp]
