@@ -15,11 +15,14 @@ from click.testing import CliRunner
 
 from qwen3moe_engine.bench.ops.cases import cases_of
 from qwen3moe_engine.bench.ops.moe import MoECase, local_work, router_logits
-from qwen3moe_engine.bench.ops.rig import Rig
+from qwen3moe_engine.bench.ops.rig import Rig, Work
 from qwen3moe_engine.bench.ops.sizes import OpSizes
+from qwen3moe_engine.bench.steps import Times
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.random_model import RouterSkew
 from qwen3moe_export.cli import main
+from qwen3moe_export.cli.bench_op_row import HEADER, make_op_row
+from qwen3moe_export.cli.bench_table import Files, report
 
 L2_BYTES = 60_000_000
 SIZES = OpSizes(
@@ -161,6 +164,23 @@ def test_bad_requests_are_refused(export, options, says):
     result = CliRunner().invoke(main, ["bench", "ops", str(export), *options])
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+def test_rows_beside_bound_and_peer(tmp_path, capsys):
+    work = Work([], num_bytes=4.3e6, num_flops=79e9)
+
+    def measure(case):
+        times = Times((0.1, 0.2, 0.4))
+        return make_op_row(case, times, work, work.bound_us(4.3e12, 790e12), 300.0 if case == "moe 1" else None)
+
+    files = Files(tmp_path / "rows.json", tmp_path / "rows.svg")
+    report(["moe 1", "moe 2", "qkv 1"], measure, files, HEADER, "us", lambda row: row.name.split()[0])
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert table[2] == ["moe 1", "200.00", "360.00", "22", "395", "100.00", "50 %", "300.0", "1.50"]
+    assert table[3][-2:] == ["", ""]
+    first, *_ = json.loads(files.json.read_text())
+    assert (first["name"], first["median"], first["peer"]) == ("moe 1", 200.0, 300.0)
+    assert files.plot.read_text().count("<svg") == 1
 
 
 def test_peers_name_rows(cases):
