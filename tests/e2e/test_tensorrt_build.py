@@ -50,6 +50,10 @@ def export_16(request, checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+def test_all_executors_of_a_process_have_one_logger(tensorrt):
+    assert load_tensorrt("rtx").logger is tensorrt.logger
+
+
 def run_engine(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["engine", *map(str, arguments)])
 
