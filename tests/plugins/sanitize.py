@@ -119,6 +119,12 @@ def fill(rig: Rig) -> list[Call]:
     return [rig.bind("fill", shape, [FillTensors(rig.empty(2 * shape.count))])[0] for shape in shapes]
 
 
+def planted(rig: Rig) -> list[Call]:
+    """Writes behind its memory: memcheck has to fail here, else it looks at nothing."""
+    shape = FillShape(4000, 4000, 4000, 0, 1, rig.dtype, -1, 1)
+    return rig.bind("fill", shape, [FillTensors(rig.empty(1000))])
+
+
 class Chain:
     """Layers of a decode step, whose kernels share activations and may start before those ahead have ended."""
 
@@ -232,7 +238,7 @@ GROUPS = {run.__name__: run for run in (fill, norm, linear, attention, moe, samp
 
 @click.command()
 @click.argument("library", type=click.Path(path_type=Path))
-@click.option("--ops", default=",".join(GROUPS), show_default=True, help="Which, with commas between.")
+@click.option("--ops", default=",".join(GROUPS), show_default=True, help="Which, with commas between; or `planted`.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True)
 def main(library: Path, ops: str, dtype: str) -> None:
     device, stream = use_device(0), Stream()
@@ -241,7 +247,7 @@ def main(library: Path, ops: str, dtype: str) -> None:
     for name in ops.split(","):
         start = time.perf_counter()
         with Rig(kernels, stream, dtype) as rig:
-            calls = GROUPS[name](rig)
+            calls = (GROUPS | {"planted": planted})[name](rig)
             stream.synchronize()  # weights are read early: they must be there
             for each in calls:
                 each()
