@@ -30,9 +30,9 @@ class MoECase:
         E, E_local, H, width = sizes.num_experts, sizes.num_local_experts, sizes.hidden_size, sizes.intermediate_size
         expert_bytes = 3 * H * width * ELEMENT_BYTES
         first = router_logits(rig, self.num_tokens, sizes, self.skew)
-        assignments, experts = local_work(first, sizes)
-        count = num_calls(max(experts, 1) * expert_bytes, l2_bytes)
+        count = num_calls(max(local_work(first, sizes)[1], 1) * expert_bytes, l2_bytes)
         logits = [first, *(router_logits(rig, self.num_tokens, sizes, self.skew) for _ in range(count - 1))]
+        assignments, experts = np.mean([local_work(each, sizes) for each in logits], axis=0).tolist()
         weights = [
             (rig.random(E_local * 2 * width * H, (3 / H) ** 0.5), rig.random(E_local * H * width, (3 / width) ** 0.5))
             for _ in range(min(count, num_copies(E_local * expert_bytes, l2_bytes)))
