@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,21 @@ def test_without_a_fault_steps_run_on():
             assert np.array_equal(executor.execute(batch()).rows(), expected)
         time.sleep(PATIENCE.step + 0.5)  # nobody hangs for having nothing to do
         assert np.array_equal(executor.execute(batch()).rows(), expected)
+        start = time.monotonic()
+    assert time.monotonic() - start < 2, "ranks close together: each waits for its peers in that"
+    assert executor._runner.events == ["close"]
     assert not multiprocessing.active_children()
+
+
+def test_an_interruption_ends_the_group():
+    executor = ParallelExecutor(make_ranks(TP2, {0: "interrupt in step"}), PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(STEP_OF_FAULT):
+            executor.execute(batch()).rows()
+    assert not multiprocessing.active_children()
+    with pytest.raises(RankFailedError, match="rank 0 of 2: interrupted in step 3"):
+        executor.execute(batch())
+    executor.close()
 
 
 @pytest.mark.parametrize(
@@ -179,6 +194,40 @@ def test_rank_0_hangs():
     assert process.returncode == EXIT_CODE
     assert "Error: rank 0 of 2: no sign of life for 2 s in step 3" in errors
     assert not is_alive(other)
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_rank_0_is_stopped(in_step):
+    """It cannot say so either: the others end it."""
+    with rank_0("stop in step" if in_step else "pause between steps") as (process, other):
+        if not in_step:
+            time.sleep(0.5)
+            process.send_signal(signal.SIGSTOP)
+        _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == -signal.SIGKILL
+    assert re.search("Error: rank 0 of 2: no sign of life for 2 s in step [13]", errors), errors
+    deadline = time.monotonic() + 1
+    while is_alive(other) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(other)
+
+
+def test_a_caller_may_take_its_time():
+    """Between steps rank 0's caller may let no other thread run, which is no standstill."""
+    with rank_0("busy between steps") as (process, other):
+        time.sleep(PATIENCE.step + 1.5)
+        assert process.poll() is None and is_alive(other)
+
+
+def test_stopped_together_all_go_on():
+    """As by Ctrl-Z and `fg`."""
+    with rank_0("pause between steps") as (process, other):
+        time.sleep(0.5)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (process.pid, other):
+                os.kill(pid, number)
+            time.sleep(PATIENCE.step + 1)
+        assert process.poll() is None and is_alive(other)
 
 
 def test_rank_0_is_killed():

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.parallel.watch import Watch
 from qwen3moe_engine.parallel.worker import END, GO, REBALANCE, Ready, run_worker
 from qwen3moe_plugins.errors import InputError
+
+_CLOSING_SECONDS = 2.0  # of a failed group
 
 
 class ParallelExecutor:
@@ -54,14 +57,11 @@ class ParallelExecutor:
         self._rebalance_steps, self.num_experts_moved = rebalance_steps, 0
         self._runner: StageRunner | None = None
         self._start_processes(specs[1:], memory, patience)
-        with self._judged():
-            facts = [specs[0].facts(), *self._watch.gather(Facts)]
-            check_agreement(facts, layout)
-            self._announce(GO)
-            self._step, runner = start_rank(specs[0], memory, self._board)
-            self._runner, mine = runner, Ready(runner.num_blocks, runner.num_bytes_read)
-            self.ready: tuple[Ready, ...] = (mine, *self._watch.gather(Ready))
-        self._board.enter(State.AWAY)
+        try:
+            runner = self._start(specs[0], memory)
+        except BaseException:
+            self.close()
+            raise
         self.num_blocks = min(ready.num_blocks for ready in self.ready)
         self.block_size, self.max_model_len = runner.block_size, runner.max_model_len
 
@@ -85,17 +85,47 @@ class ParallelExecutor:
         if self._is_closed:
             return
         self._is_closed = True
-        with suppress(OSError):  # one that has ended need not be told
+        try:
+            if self._watch.has_failed:
+                self._leave_behind()
+            else:
+                self._end_together()
+        finally:
+            self._watch.close()
+
+    def _end_together(self) -> None:
+        """At the same time as the others, since a communicator's last act waits for its peers."""
+        with self._running(), self._judged():
+            self._watch.expect_end()
             self._announce(END)
-        self._watch.close()
-        if self._runner is not None:
-            self._runner.close()
+            if self._runner is not None:
+                self._runner.close()
+
+    def _leave_behind(self) -> None:
+        """Closes what can be closed of a failed group. A GPU may hold the rest until the process ends."""
+        if self._runner is None:
+            return
+        closing = threading.Thread(target=self._runner.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSING_SECONDS)
 
     def __enter__(self) -> ParallelExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _start(self, spec: RankSpec, memory: SharedMemory) -> StageRunner:
+        """Loads this rank, as the others load theirs, once all agree."""
+        with self._judged():
+            facts = [spec.facts(), *self._watch.gather(Facts)]
+            check_agreement(facts, spec.place.layout)
+            self._announce(GO)
+            self._step, self._runner = start_rank(spec, memory, self._board)
+            mine = Ready(self._runner.num_blocks, self._runner.num_bytes_read)
+            self.ready: tuple[Ready, ...] = (mine, *self._watch.gather(Ready))
+        self._board.enter(State.AWAY)
+        return self._runner
 
     def _rebalance(self) -> None:
         """Moves experts to where the work of ranks is even, by what was counted since the last time."""
@@ -109,13 +139,17 @@ class ParallelExecutor:
         pipes = [context.Pipe() for _ in specs]
         self._connections = [ours for ours, _ in pipes]
         processes = [
-            context.Process(target=run_worker, args=(spec, memory, theirs), name=str(spec.place), daemon=True)
+            context.Process(target=run_worker, args=(spec, memory, theirs, patience), name=str(spec.place), daemon=True)
             for spec, (_, theirs) in zip(specs, pipes, strict=True)
         ]
         for process, (_, theirs) in zip(processes, pipes, strict=True):
             process.start()
             theirs.close()
-        self._watch = Watch(processes, self._connections, self._board, patience)
+        self._watch = Watch(processes, self._connections, self._board, patience, self._give_up)
+
+    def _give_up(self, reason: str) -> None:
+        if self._runner is not None:
+            self._runner.abort(reason)
 
     def _announce(self, order: bytes) -> None:
         for connection in self._connections:
@@ -127,10 +161,9 @@ class ParallelExecutor:
         try:
             self._watch.check()
             yield
-        except Exception as error:
+            self._watch.check()  # what a GPU gave that waited for a lost rank is void
+        except BaseException as error:
             verdict = self._watch.convict(error)
-            if self._runner is not None:
-                self._runner.abort(str(verdict))
             self._board.enter(State.AWAY)
             if verdict is error:
                 raise
