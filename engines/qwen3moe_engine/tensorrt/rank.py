@@ -29,10 +29,11 @@ from qwen3moe_engine.tensorrt.communicator import (
     find_nccl,
     one_shot_limit,
 )
-from qwen3moe_engine.tensorrt.cuda import driver_version, use_device
+from qwen3moe_engine.tensorrt.cuda import device_count, driver_version, use_device
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
 from qwen3moe_engine.weights import WeightPlan
+from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.library import KERNELS, find_library
 
 PACKAGE = "qwen3moe-export"
@@ -51,6 +52,7 @@ class TensorRTRank:
     plugins: Path | None
 
     def facts(self) -> Facts:
+        self._check_gpus()
         info = load_plan_info(self._plan())
         shared = {
             "layout": str(self.place.layout),
@@ -70,6 +72,12 @@ class TensorRTRank:
             communicator = resources.enter_context(self._join(group, config.device)) if group.size > 1 else None
             executor = resources.enter_context(self._open_executor(config, board))
             return TensorRTRunner(executor, communicator, resources.pop_all())
+
+    def _check_gpus(self) -> None:
+        layout = self.place.layout
+        if (found := device_count()) < layout.world_size:
+            expected = f"{layout.world_size}, one for each rank of {layout}"
+            raise InputError("GPUs", got=found, expected=expected, remedy="use more of them, or export for fewer ranks")
 
     def _join(self, group: SharedGroup, device: int) -> Communicator:
         """The first rank's id travels through the shared memory of the group."""
