@@ -99,7 +99,7 @@ def main(export: Path, weights: Path, executor: str) -> None:
     start_seconds, ended = run_without_fault(bench)
     passed.append(ended)
     for case in FAULTS[:-1]:
-        at = {"load": 0.4 * start_seconds, "work": 1.3 * start_seconds + 1.5}.get(str(case.at), case.at)
+        at = {"load": 0.5 * start_seconds, "work": 1.3 * start_seconds + 1.5}.get(str(case.at), case.at)
         passed.append(run_case(replace(case, at=at), bench.command(case.work), bench.has_gpus))
     with tempfile.TemporaryDirectory() as folder:
         other = write_other(export, Path(folder) / "other")
@@ -112,13 +112,15 @@ def main(export: Path, weights: Path, executor: str) -> None:
 
 
 def run_without_fault(bench: Bench) -> tuple[float, bool]:
-    """Also how many seconds a start takes."""
+    """Also how many seconds ranks take to start, from their processes' first moment."""
     case = Case("none", 0, r"requests/s", at=None)
     begin = time.perf_counter()
     group = GroupProcess(bench.command("little"), has_gpus=bench.has_gpus)
+    group.wait_for_ranks()
+    started = time.perf_counter()
     passed = report(case, group, begin)
     duration = re.search(r"^([\d.]+) s: ", group.output, re.MULTILINE)
-    return group.ended_at - begin - float(duration[1] if duration else 0), passed
+    return group.ended_at - started - float(duration[1] if duration else 0), passed
 
 
 def run_gpu_cases(bench: Bench) -> list[bool]:
