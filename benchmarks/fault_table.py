@@ -99,7 +99,7 @@ def main(export: Path, weights: Path, executor: str) -> None:
     start_seconds, ended = run_without_fault(bench)
     passed.append(ended)
     for case in FAULTS[:-1]:
-        at = {"load": 0.5 * start_seconds, "work": 1.3 * start_seconds + 1.5}.get(str(case.at), case.at)
+        at = {"load": 0.3 * start_seconds, "work": 1.3 * start_seconds + 1.5}.get(str(case.at), case.at)
         passed.append(run_case(replace(case, at=at), bench.command(case.work), bench.has_gpus))
     with tempfile.TemporaryDirectory() as folder:
         other = write_other(export, Path(folder) / "other")
