@@ -26,7 +26,7 @@ from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig
-from qwen3moe_engine.parallel import executor as executor_module
+from qwen3moe_engine.parallel import rank_step
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE
 from qwen3moe_engine.parallel.executor import ParallelExecutor
 from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
@@ -61,7 +61,7 @@ def test_without_a_fault_steps_run_on():
         assert np.array_equal(executor.execute(batch()).rows(), expected)
         start = time.monotonic()
     assert time.monotonic() - start < 2, "ranks close together: each waits for its peers in that"
-    assert executor._runner.events == ["close"]
+    assert executor.runner.events == ["close"]
     assert not multiprocessing.active_children()
 
 
@@ -109,7 +109,7 @@ def test_in_a_step(layout, fault, said):
     with pytest.raises(RankFailedError, match=said):
         executor.execute(batch())
     executor.close()
-    events = executor._runner.events
+    events = executor.runner.events
     assert said in events[0] and events[-1] == "close", "what waits for the lost rank is given up before the rest is"
 
 
@@ -145,8 +145,7 @@ def test_too_few_ranks():
 
 def test_a_wrong_sum_at_start(monkeypatch):
     """Rank 0 finds that the group does not add up."""
-    module = sys.modules[executor_module.start_rank.__module__]
-    monkeypatch.setattr(module, "check_known_sum", lambda group, rank: "an all-reduce gave another sum")
+    monkeypatch.setattr(rank_step, "check_known_sum", lambda group, rank: "an all-reduce gave another sum")
     with ends_with(RankFailedError, "rank 0 of 2: RuntimeError: an all-reduce gave another sum"):
         ParallelExecutor(make_ranks(TP2, {}), PATIENCE)
 

@@ -50,17 +50,22 @@ _WORDS = 4  # of a rank: state, nanoseconds of CLOCK_MONOTONIC at its last progr
 
 
 class Board:
-    """`memory`: shared, `Board.num_words` zeros. `rank`: whose entries this process writes."""
+    """`memory`: shared, `Board.num_words` zeros. `rank`: whose entries this process writes. Ranks are counted on this
+    host; first_rank and num_ranks say which these are of how many, for `name`."""
 
-    def __init__(self, memory: Any, world_size: int, rank: int):
+    def __init__(self, memory: Any, world_size: int, rank: int, first_rank: int = 0, num_ranks: int | None = None):
         self._words: NDArray[np.int64] = np.frombuffer(memory, np.int64)
         assert len(self._words) == self.num_words(world_size)
         self._ranks = self._words[1:].reshape(world_size, _WORDS)
         self.rank, self.world_size = rank, world_size
+        self._first_rank, self._num_ranks = first_rank, num_ranks or world_size
 
     @staticmethod
     def num_words(world_size: int) -> int:
         return 1 + world_size * _WORDS
+
+    def name(self, rank: int) -> str:
+        return f"rank {self._first_rank + rank} of {self._num_ranks}"
 
     def open(self) -> None:
         """From now on every rank is expected to show signs of life."""

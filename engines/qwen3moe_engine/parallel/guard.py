@@ -52,8 +52,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _end_rank_0(board: Board, patience: Patience, pid: int) -> None:
     if board.rank == 1:
-        text = f"Error: rank 0 of {board.world_size}: {silence_of(board, 0, patience)}"
-        print(text, file=sys.stderr, flush=True)
+        print(f"Error: {board.name(0)}: {silence_of(board, 0, patience)}", file=sys.stderr, flush=True)
     board.end()
     os.kill(pid, signal.SIGKILL)
     os._exit(EXIT_CODE)

@@ -174,7 +174,7 @@ class Watch:
 
     def _fail(self, rank: int, reason: str, is_input: bool = False) -> None:
         kind = RankInputError if is_input else RankFailedError
-        self._end(kind(f"rank {rank} of {self._board.world_size}: {reason}"))
+        self._end(kind(f"{self._board.name(rank)}: {reason}"))
 
     def _end(self, verdict: Verdict) -> None:
         """The first verdict stands."""

@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 from qwen3moe_engine.parallel.board import Board, GroupEndedError, Patience, State
 from qwen3moe_engine.parallel.guard import keep_guard
 from qwen3moe_engine.parallel.mailbox import Mailbox
-from qwen3moe_engine.parallel.rank import RankSpec, RankStep, RebalancingRunner, SharedMemory, StageRunner, start_rank
+from qwen3moe_engine.parallel.rank import RankSpec, RebalancingRunner, SharedMemory, StageRunner
+from qwen3moe_engine.parallel.rank_step import RankStep, StageStep, start_rank
 from qwen3moe_plugins.errors import InputError
 
 # What rank 0 announces beside a step, which is 8 bytes of its number.
@@ -44,7 +45,7 @@ def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection, pat
     """What a rank's process runs. It sends rank 0 its `Facts`, awaits consent, sends `Ready` and follows; at any time
     it may send `Trouble` and end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; rank 0 decides
-    board = Board(memory.board, len(memory.channels), spec.place.rank)
+    board = memory.board_of(spec.place)
     threading.Thread(target=keep_guard, args=(board, patience), daemon=True).start()
     try:
         board.enter(State.STARTING)
@@ -65,7 +66,9 @@ def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection, pat
             connection.send(Trouble(f"{type(error).__name__}: {error}", is_input=False))
 
 
-def _follow(step: RankStep, runner: StageRunner, mailbox: Mailbox, connection: Connection, board: Board) -> None:
+def _follow(
+    step: RankStep | StageStep, runner: StageRunner, mailbox: Mailbox, connection: Connection, board: Board
+) -> None:
     """What rank 0 announces, until it announces the end."""
     while True:
         board.enter(State.IDLE)

@@ -42,7 +42,8 @@ PACKAGE = "qwen3moe-export"
 @dataclass(frozen=True)
 class TensorRTRank:
     """Implements `RankSpec`. export: the folder of all stages; plan: as `find_plan` takes it; weights: the checkpoint,
-    None with a `random_seed` in `config`. The rank runs on the GPU of its number."""
+    None with a `random_seed` in `config`. The rank runs on the GPU of its
+    number on this host."""
 
     place: Place
     export: Path
@@ -67,16 +68,16 @@ class TensorRTRank:
 
     def open(self, group: SharedGroup, board: Board) -> TensorRTRunner:
         with ExitStack() as resources:
-            config = replace(self.config, device=self.place.rank)
+            config = replace(self.config, device=self.place.number_here)
             use_device(config.device)
             communicator = resources.enter_context(self._join(group, config.device)) if group.size > 1 else None
             executor = resources.enter_context(self._open_executor(config, board))
             return TensorRTRunner(executor, communicator, resources.pop_all())
 
     def _check_gpus(self) -> None:
-        layout = self.place.layout
-        if (found := device_count()) < layout.world_size:
-            expected = f"{layout.world_size}, one for each rank of {layout}"
+        needed = len(self.place.ranks_here)
+        if (found := device_count()) < needed:
+            expected = f"{needed}, one for each rank of {self.place.layout}{' here' if self.place.by_stage else ''}"
             raise InputError("GPUs", got=found, expected=expected, remedy="use more of them, or export for fewer ranks")
 
     def _join(self, group: SharedGroup, device: int) -> Communicator:
