@@ -91,8 +91,8 @@ def happen(fault: str) -> None:
         raise InputError("weights", got="none", expected="some", remedy="fetch them")
 
 
-def make_ranks(layout: Layout, faults: dict[int, str]) -> list[FaultRank]:
-    return [FaultRank(Place(rank, layout), faults.get(rank, "none")) for rank in range(layout.world_size)]
+def make_ranks(layout: Layout, faults: dict[int, str], by_stage: bool = False) -> list[FaultRank]:
+    return [FaultRank(Place(rank, layout, by_stage), faults.get(rank, "none")) for rank in range(layout.world_size)]
 
 
 def batch() -> Batch:

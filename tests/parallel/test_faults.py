@@ -31,6 +31,7 @@ from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE
 from qwen3moe_engine.parallel.executor import ParallelExecutor
 from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 from qwen3moe_engine.parallel.rank import Place
+from qwen3moe_engine.parallel.rank_group import RankGroup
 from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
@@ -111,6 +112,20 @@ def test_in_a_step(layout, fault, said):
     executor.close()
     events = executor.runner.events
     assert said in events[0] and events[-1] == "close", "what waits for the lost rank is given up before the rest is"
+
+
+def test_stages_by_themselves():
+    """As they are on hosts of their own: what enters a stage is handed to its first rank."""
+    ranks = make_ranks(Layout(tp=2, pp=2), {3: "kill in step"}, by_stage=True)
+    first, second = RankGroup(ranks[:2], PATIENCE), RankGroup(ranks[2:], PATIENCE)
+    with ends_with(RankFailedError, "rank 3 of 4: killed by SIGKILL in step 3"):
+        for _ in range(STEP_OF_FAULT - 1):
+            logits = second.run(batch(), first.run(batch()))
+            assert np.array_equal(logits.rows(), 4 * (np.arange(5, dtype=np.float32)[:, None] + 1))
+        hidden_states = first.run(batch())
+        first.close()
+        second.run(batch(), hidden_states)
+    second.close()
 
 
 def test_between_steps():

@@ -138,13 +138,17 @@ class TensorRTRunner:
 
 
 def tensorrt_ranks(
-    export: Path, plan: Path | None, weights: Path | None, config: TensorRTConfig, plugins: Path | None
+    export: Path,
+    plan: Path | None,
+    weights: Path | None,
+    config: TensorRTConfig,
+    plugins: Path | None,
+    by_stage: bool = False,
 ) -> list[TensorRTRank]:
     """One for every rank of the export's layout."""
     layout = load_stages(export)[0].manifest.part.layout
-    return [
-        TensorRTRank(Place(rank, layout), export, plan, weights, config, plugins) for rank in range(layout.world_size)
-    ]
+    places = [Place(rank, layout, by_stage) for rank in range(layout.world_size)]
+    return [TensorRTRank(place, export, plan, weights, config, plugins) for place in places]
 
 
 def _package_version() -> str:
