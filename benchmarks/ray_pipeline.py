@@ -1,4 +1,4 @@
-"""Pipelines over two hosts of a Ray cluster beside the same on one host without Ray, and what becomes of faults: tables.
+"""Pipelines over two hosts of a Ray cluster beside the same without Ray, and what becomes of faults, as tables.
 
     python benchmarks/ray_pipeline.py > benchmarks/results/ray_pipeline.md
 
@@ -36,10 +36,8 @@ FAULTS: dict[str, tuple[signal.Signals, Callable[[int], list[int]]]] = {
 
 
 def main() -> None:
-    cores = os.cpu_count()
-    print(
-        f"# Pipelines over Ray\n\n{platform.machine()}, {cores} cores, both hosts this one. ms a step of 32 sequences.\n"
-    )
+    where = f"{platform.machine()}, {os.cpu_count()} cores, both hosts this one"
+    print(f"# Pipelines over Ray\n\n{where}. ms a step of 32 sequences.\n")
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), num_new=1)
         print("| layout | over Ray | one host without |\n|---|---|---|")

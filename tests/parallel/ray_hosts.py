@@ -34,7 +34,8 @@ class RayHosts:
 
 @contextmanager
 def run_hosts(home: Path, num_cpus: int = 1) -> Iterator[RayHosts]:
-    """Each with `num_cpus`. home: where Ray keeps the token its processes know each other by. Whatever happens, all are gone at the end."""
+    """Each with `num_cpus`. home: where Ray keeps the token its processes know each other by. Whatever happens, all are
+    gone at the end."""
     environment = os.environ | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     with (home / "log").open("wb") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}

@@ -10,7 +10,7 @@ import ctypes
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,9 +167,15 @@ class RankGroup:
         """Closes what can be closed of a failed group. A GPU may hold the rest until the process ends."""
         if self._runner is None:
             return
-        closing = threading.Thread(target=self._runner.close, daemon=True)
+        closing = threading.Thread(target=_close_quietly, args=(self._runner,), daemon=True)
         closing.start()
         closing.join(_CLOSING_SECONDS)
+
+
+def _close_quietly(runner: StageRunner) -> None:
+    """What it may say is of no use: why the group failed is known."""
+    with suppress(Exception):
+        runner.close()
 
 
 def _share(specs: Sequence[RankSpec]) -> SharedMemory:
