@@ -56,16 +56,19 @@ class Case:
     at: float | str | None = "work"
 
 
-FAULTS = (
+KILLS = (
     Case("rank 1: SIGKILL, its process just started", 3, r"rank 1 of 2: killed by SIGKILL at start-up", at=0.3),
     Case("rank 1: SIGKILL while it loads", 3, r"rank 1 of 2: killed by SIGKILL at start-up", at="load"),
     Case("rank 1: SIGKILL in prefill", 3, rf"rank 1 of 2: killed by SIGKILL {IN_STEP}", work="prefill"),
     Case("rank 1: SIGKILL in decode", 3, rf"rank 1 of 2: killed by SIGKILL {IN_STEP}"),
-    Case("rank 1: SIGSTOP in decode", 3, rf"rank 1 of 2: {SILENT} {IN_STEP}", signal=STOP),
     Case("rank 0: SIGKILL in decode", KILLED, "", rank=0),
+)
+STOPS = (
+    Case("rank 1: SIGSTOP in decode", 3, rf"rank 1 of 2: {SILENT} {IN_STEP}", signal=STOP),
     Case("rank 0: SIGSTOP in decode", KILLED, rf"rank 0 of 2: {SILENT} {IN_STEP}", rank=0, signal=STOP),
-    Case("rank 1 reads another export", 2, r"rank 1: .*got \w{12}, expected \w{12} as on rank 0", at=None),
-)  # fmt: skip
+)
+OTHER = Case("rank 1 reads another export", 2, r"rank 1: .*got \w{12}, expected \w{12} as on rank 0", at=None)
+TP4 = Case("--tp 4 of an export for two", 2, "expected TP4", at=None)
 NO_ROOM = Case("GPU 1 has no room for rank 1's KV pool", 2, r"rank 1 of 2: .*GB of free GPU memory", at=None)
 FULL = Case("GPU 1 is full", 2, r"rank 1 of 2: .*[mM]emory", at=None)
 ONE_GPU = Case("one GPU is visible", 2, r"GPUs: got 1, expected 2, one for each rank", at=None)
@@ -98,16 +101,15 @@ def main(export: Path, weights: Path, executor: str) -> None:
     print("|---|---|---|---|---|---|", flush=True)
     start_seconds, ended = run_without_fault(bench)
     passed.append(ended)
-    for case in FAULTS[:-1]:
-        at = {"load": 0.3 * start_seconds, "work": 1.3 * start_seconds + 1.5}.get(str(case.at), case.at)
-        passed.append(run_case(replace(case, at=at), bench.command(case.work), bench.has_gpus))
+    passed += [run_signal(case, bench, start_seconds) for case in KILLS]
     with tempfile.TemporaryDirectory() as folder:
         other = write_other(export, Path(folder) / "other")
         command = (sys.executable, str(HERE / "other_rank.py"), str(other), *bench.command("little")[len(CLI) :])
-        passed.append(run_case(FAULTS[-1], command, bench.has_gpus))
+        passed.append(run_case(OTHER, command, bench.has_gpus))
     wrong = (*CLI, "generate", *bench.options(export), "--prompt", "Once", "--tp", "4")
-    passed.append(run_case(Case("--tp 4 of an export for two", 2, "expected TP4", at=None), wrong, bench.has_gpus))
+    passed.append(run_case(TP4, wrong, bench.has_gpus))
     passed += run_gpu_cases(bench) if bench.has_gpus else []
+    passed += [run_signal(case, bench, start_seconds) for case in STOPS]
     sys.exit(0 if all(passed) else 1)
 
 
@@ -121,6 +123,11 @@ def run_without_fault(bench: Bench) -> tuple[float, bool]:
     passed = report(case, group, begin)
     duration = re.search(r"^([\d.]+) s: ", group.output, re.MULTILINE)
     return group.ended_at - started - float(duration[1] if duration else 0), passed
+
+
+def run_signal(case: Case, bench: Bench, start_seconds: float) -> bool:
+    at = {"load": 0.3 * start_seconds, "work": 1.25 * start_seconds + 1.0}.get(str(case.at), case.at)
+    return run_case(replace(case, at=at), bench.command(case.work), bench.has_gpus)
 
 
 def run_gpu_cases(bench: Bench) -> list[bool]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.logits import Draw, Logits
@@ -134,7 +134,7 @@ class RayPipeline:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, RankFailedError | InputError):
             self._fail(cause)
-        elif isinstance(cause, ActorDiedError):
+        elif isinstance(cause, RayActorError):
             number = [actor._actor_id.hex() for actor in self._actors].index(cause.actor_id)
             self._fail(RankFailedError(f"{self._names[number]}: its process or its host ended"))
         else:

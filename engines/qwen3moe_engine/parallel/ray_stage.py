@@ -6,7 +6,9 @@ travel. Needs the extra `ray`.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from qwen3moe_engine.parallel.board import Patience
 from qwen3moe_engine.parallel.executor import WatchedLogits
 from qwen3moe_engine.parallel.rank import Facts, RankSpec
 from qwen3moe_engine.parallel.rank_group import RankGroup
-from qwen3moe_engine.parallel.verdict import RankFailedError, RankInputError
+from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError
 from qwen3moe_engine.parallel.worker import Ready
 from qwen3moe_plugins.errors import InputError
 
@@ -47,6 +49,7 @@ class RayStage:
         self._logits: WatchedLogits | None = None
         self._has_failed = threading.Event()
         self._failure: RankFailedError | RankInputError | None = None
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def facts(self) -> Facts:
         with _travelling_errors():
@@ -94,6 +97,14 @@ class RayStage:
     def _fail(self, error: Exception) -> None:
         self._failure = error if isinstance(error, RankFailedError) else RankInputError(str(error))
         self._has_failed.set()
+
+
+def _end_with_parent() -> None:
+    """With the Ray of this host, which started this process: it would work on while the others take 15 s to miss it."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(BEAT_SECONDS)
+    os._exit(EXIT_CODE)
 
 
 @contextmanager
