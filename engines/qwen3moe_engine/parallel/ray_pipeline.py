@@ -82,7 +82,7 @@ class RayPipeline:
             return ray.get(found)
         except RayError as error:
             self._convict(error)
-            raise self._verdict from None  # type: ignore[misc]  # there is one now
+            raise (self._verdict or error) from None
 
     def when_failed(self, tell: Callable[[Exception], None]) -> None:
         """Calls `tell` with the verdict, from another thread, or at once if there is one."""
