@@ -44,8 +44,10 @@ def use_device(ordinal: int) -> Device:
         call(cudart.cudaSetDevice, ordinal)
         properties = call(cudart.cudaGetDeviceProperties, ordinal)
     except (CudaError, RuntimeError) as error:
-        expected, remedy = "a GPU with free memory, and its driver", "free it, or use --executor onnxruntime"
-        raise InputError(f"CUDA device {ordinal}", got=str(error), expected=expected, remedy=remedy) from None
+        remedy = "use --executor onnxruntime"
+        raise InputError(
+            f"CUDA device {ordinal}", got=str(error), expected="a GPU and its driver", remedy=remedy
+        ) from None
     return Device(properties.name.decode(), f"sm{properties.major}{properties.minor}", properties.totalGlobalMem)
 
 
