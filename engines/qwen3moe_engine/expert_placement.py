@@ -2,8 +2,8 @@
 
 Owns: the policy, and what it means for a graph's inputs. Must not know weights, processes or how load is counted.
 
-Physical experts are the replicas of all experts, in the order of the experts they are of; slots are places for them,
-`num_slots` on each rank. A token is served by replica (position % count) of an expert.
+A rank has `num_slots` slots, each with an expert. Of the ranks that hold an expert one serves a token, by its position,
+so that the choice does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Held = tuple[int, ...]  # the experts of a rank, slot by slot
+# Positions that are served one by one. Up to 8 replicas get equal shares of them, of 5 and 7 within one in 24. At most
+# 32, the lanes of a warp.
+MAP_ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -23,26 +26,32 @@ class Placement:
 
     by_rank: tuple[Held, ...]
 
-    def physical(self) -> list[tuple[int, int, int]]:
-        """Of each physical expert the expert, its rank and its slot there."""
-        places = [(e, rank, slot) for rank, held in enumerate(self.by_rank) for slot, e in enumerate(held)]
-        return sorted(places)
-
     def expert_map(self, rank: int) -> NDArray[np.int32]:
-        """The slot of each physical expert on the rank, or -1."""
-        return np.array([slot if there == rank else -1 for _, there, slot in self.physical()], np.int32)
+        """The slot of each expert on the rank, the first if several hold it, or -1: [E]."""
+        slots = np.full(self._num_experts, -1, np.int32)
+        for slot, expert in reversed(list(enumerate(self.by_rank[rank]))):
+            slots[expert] = slot
+        return slots
 
-    def replicas(self) -> NDArray[np.int32]:
-        """Of each physical expert the expert, its number among the replicas, and how many there are: [3, physical]."""
-        experts = np.array([expert for expert, _, _ in self.physical()], np.int32)
-        counts = np.bincount(experts)
-        first = np.cumsum(counts) - counts
-        return np.stack([experts, np.arange(len(experts)) - first[experts], counts[experts]]).astype(np.int32)
+    def balanced_map(self, rank: int) -> NDArray[np.int32]:
+        """For every position modulo MAP_ROWS, the slot of each expert that the rank serves it with, or -1:
+        [MAP_ROWS, E]."""
+        is_held = np.stack([self.expert_map(other) >= 0 for other in range(len(self.by_rank))])
+        turn = np.arange(MAP_ROWS)[:, None] % is_held.sum(axis=0)  # which of its ranks serves, for each expert
+        number = is_held[:rank].sum(axis=0)  # the rank's among them
+        return np.where(turn == number, self.expert_map(rank), -1).astype(np.int32)
 
     def load_of_ranks(self, loads: Sequence[int]) -> list[float]:
-        """Work of each rank, if an expert's is shared out among its replicas."""
-        counts = np.bincount([expert for held in self.by_rank for expert in held])
-        return [sum(loads[expert] / int(counts[expert]) for expert in held) for held in self.by_rank]
+        """Work of each rank, if an expert's is shared out among the ranks that hold it."""
+        num_holders = np.zeros(self._num_experts)
+        for held in self.by_rank:
+            num_holders[list(set(held))] += 1
+        shares = np.asarray(loads) / num_holders
+        return [float(shares[sorted(set(held))].sum()) for held in self.by_rank]
+
+    @property
+    def _num_experts(self) -> int:
+        return 1 + max(map(max, self.by_rank))
 
 
 def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int) -> Placement:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from layout_check import TOLERANCE
 
 from qwen3moe_engine.engine_options import EngineOptions
-from qwen3moe_engine.expert_placement import Placement, place_experts, settle
+from qwen3moe_engine.expert_placement import MAP_ROWS, Placement, place_experts, settle
 from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_engine.parallel.rebalancing import LEAST_GAIN
 from qwen3moe_engine.sharding import check_layout
 from qwen3moe_export.config import load_config
 from qwen3moe_export.layout import split_sizes
@@ -39,19 +40,22 @@ def test_every_slot_is_used_and_every_expert_is_somewhere(case):
 
 @given(cases())
 def test_inputs_of_the_graph(case):
-    """A token of any position has one replica of each expert, on one rank."""
+    """At any position each expert is served by one rank that holds it, from one slot; its ranks have equal shares."""
     loads, num_ranks, num_slots = case
     placement = place_experts(loads, num_ranks, num_slots)
-    expert, number, count = placement.replicas()
-    maps = np.stack([placement.expert_map(rank) for rank in range(num_ranks)])
+    maps = np.stack([placement.balanced_map(rank) for rank in range(num_ranks)])
+    assert maps.shape == (num_ranks, MAP_ROWS, len(loads))
     assert ((maps >= 0).sum(axis=0) == 1).all()
     for rank, held in enumerate(placement.by_rank):
-        there = np.flatnonzero(maps[rank] >= 0)
-        assert sorted(maps[rank][there]) == list(range(num_slots))
-        assert all(held[maps[rank][physical]] == expert[physical] for physical in there)
-    assert (np.diff(expert) >= 0).all(), "in the order of experts, so that ties of the router stay as they are"
-    for position in range(12):
-        assert expert[position % count == number].tolist() == list(range(len(loads)))
+        for expert in range(len(loads)):
+            slots = set(maps[rank, :, expert].tolist()) - {-1}
+            assert slots <= {placement.expert_map(rank)[expert]}
+            assert all(held[slot] == expert for slot in slots)
+            assert bool(slots) == (expert in held)
+    shares = (maps >= 0).sum(axis=1)
+    num_holders = (shares > 0).sum(axis=0)
+    assert (shares.max(axis=0) - np.where(shares > 0, shares, MAP_ROWS).min(axis=0) <= 1).all()
+    assert (shares.max(axis=0) == -(-MAP_ROWS // num_holders)).all()
 
 
 @given(cases(), st.randoms())
@@ -96,15 +100,15 @@ def test_tokens_stay_the_same_while_experts_move(bench):
 def test_experts_go_where_work_is_even(bench):
     with bench.ranks("trained", REDUNDANT, rebalance_steps=1) as executor:
         rebalancer, num_layers, top_k = executor._runner._rebalancer, 4, 4
+        bench.step(executor, bench.model("trained").prompts[0], 64)
         for _ in range(3):
-            bench.step(executor, bench.model("trained").prompts[0], 64)
+            before = dict(rebalancer.placements)
+            bench.step(executor, bench.model("trained").prompts[0], 64)  # behind moves by the step ahead
             assert rebalancer.loads.sum() == num_layers * top_k * 64
-            loads, before = rebalancer.loads.tolist(), dict(rebalancer.placements)
-            bench.step(executor, bench.model("trained").prompts[0], 64)
-            for layer_loads, (layer, old) in zip(loads, before.items(), strict=True):
+            for layer_loads, (layer, old) in zip(rebalancer.loads.tolist(), before.items(), strict=True):
                 new = rebalancer.placements[layer]
                 worst, worst_before = (max(placement.load_of_ranks(layer_loads)) for placement in (new, old))
-                assert worst < worst_before or new is old
+                assert worst < (1 - LEAST_GAIN) * worst_before or new is old
         assert executor.num_experts_moved > 0
 
 

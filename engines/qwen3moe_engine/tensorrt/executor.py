@@ -20,11 +20,12 @@ from qwen3moe_engine.phases import Phases
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
+from qwen3moe_engine.tensorrt.expert_slots import DeviceExperts
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
 from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
 from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
-from qwen3moe_engine.tensorrt.random_weights import fill_weights, random_checkpoint
+from qwen3moe_engine.tensorrt.random_weights import fill_weights, random_checkpoint, skew_routers
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
@@ -38,7 +39,8 @@ class TensorRTConfig:
     """num_blocks: of the KV pool; None for as many as leave `1 - memory_fraction` of the GPU free.
 
     max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps.
-    random_seed: weights are made on the device instead of read from a checkpoint. device: CUDA ordinal.
+    random_seed: weights are made on the device instead of read from a checkpoint. router_skew: of these, as
+    `skew_routers` takes it. device: CUDA ordinal.
     """
 
     num_blocks: int | None = None
@@ -46,6 +48,7 @@ class TensorRTConfig:
     max_logits: int | None = None
     cuda_graphs: bool = True
     random_seed: int | None = None
+    router_skew: float = 1.0
     device: int = 0
 
 
@@ -54,7 +57,7 @@ class TensorRTExecutor:
 
     checkpoint: None with a `random_seed` in the configuration. group_rank: this rank's place in its group, where the
     export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the
-    checkpoint. phases: of the start.
+    checkpoint. weights, experts: what a `Rebalancer` moves. phases: of the start.
     """
 
     def __init__(
@@ -87,6 +90,9 @@ class TensorRTExecutor:
             self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
             kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
             self.load_report = self._load(manifest, weights, is_random, kernels, progress)
+            seed = config.random_seed if is_random else None
+            self.weights = weights
+            self.experts = DeviceExperts(manifest, self._bindings, self._stream, kernels, seed, progress)
         with self.phases("memory of steps, KV pool, contexts"):
             self._place_step(manifest, kernels)
             self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
@@ -186,7 +192,10 @@ class TensorRTExecutor:
         if not is_random:
             return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
         assert self._config.random_seed is not None, "neither a checkpoint nor a seed"
-        return fill_weights(weights, addresses, self._config.random_seed, kernels, self._stream)
+        report = fill_weights(weights, addresses, self._config.random_seed, kernels, self._stream)
+        if self._config.router_skew != 1.0:
+            skew_routers(weights, addresses, self._config.random_seed, self._config.router_skew, kernels, self._stream)
+        return report
 
     def _make_context(self, profile: int) -> Any:
         """A context with every address bound. All share one scratch memory, as only one runs at a time."""

@@ -39,19 +39,45 @@ def fill_weights(
     """Makes the pieces of `plans`, of a `random_checkpoint`, at the addresses of their weights."""
     start, num_bytes = time.perf_counter(), 0
     for plan in plans:
-        address = addresses[plan.spec.name]
-        for piece in plan.pieces:
-            fill_piece(piece, address, seed, kernels, stream.handle)
-            address += piece.num_bytes
-            num_bytes += piece.num_bytes
+        num_bytes += fill_weight(plan, addresses[plan.spec.name], seed, kernels, stream)
     stream.synchronize()
     return LoadReport(num_bytes, time.perf_counter() - start)
 
 
-def fill_piece(piece: Piece, address: int, seed: int, kernels: KernelLibrary, stream: int) -> None:
+def fill_weight(plan: WeightPlan, address: int, seed: int, kernels: KernelLibrary, stream: Stream) -> int:
+    """The same of one plan, to `address`. Returns the number of bytes."""
+    for piece in plan.pieces:
+        fill_piece(piece, address, seed, kernels, stream.handle)
+        address += piece.num_bytes
+    return plan.num_bytes_read
+
+
+def skew_routers(
+    plans: Sequence[WeightPlan],
+    addresses: dict[str, int],
+    seed: int,
+    skew: float,
+    kernels: KernelLibrary,
+    stream: Stream,
+) -> None:
+    """Makes the routers' rows of even experts `skew` times as long: most tokens then choose these. Work that is uneven,
+    to measure balancing."""
+    for plan in plans:
+        if plan.spec.name.endswith("mlp.gate.weight"):
+            (piece,) = plan.pieces
+            for row in range(0, piece.num_rows, 2):
+                part = piece.part(row, 1)
+                address = addresses[plan.spec.name] + row * part.num_bytes
+                fill_piece(part, address, seed, kernels, stream.handle, skew)
+    stream.synchronize()
+
+
+def fill_piece(piece: Piece, address: int, seed: int, kernels: KernelLibrary, stream: int, factor: float = 1.0) -> None:
+    """`factor`: on what the tensor has by its name."""
     tensor, first = piece.tensor, piece.rows[0] * piece.row_size + piece.columns[0]
     place = (piece.size, piece.num_columns, piece.row_size, first)
-    shape = FillShape(*place, random_seed(tensor.name, seed), DTYPES[tensor.dtype], *random_range(tensor))
+    low, high = random_range(tensor)
+    shape = FillShape(*place, random_seed(tensor.name, seed), DTYPES[tensor.dtype], factor * low, factor * high)
     kernels.run("fill", shape, FillTensors(address), 0, 0, stream)
 
 
