@@ -99,7 +99,7 @@ def test_tokens_stay_the_same_while_experts_move(bench):
 
 def test_experts_go_where_work_is_even(bench):
     with bench.ranks("trained", REDUNDANT, rebalance_steps=1) as executor:
-        rebalancer, num_layers, top_k = executor._runner._rebalancer, 4, 4
+        rebalancer, num_layers, top_k = executor.runner._rebalancer, 4, 4
         bench.step(executor, bench.model("trained").prompts[0], 64)
         for _ in range(3):
             before = dict(rebalancer.placements)

@@ -67,7 +67,7 @@ class ParallelExecutor:
 
     def execute(self, batch: Batch) -> Logits:
         if self._rebalance_steps and self._num_steps and self._num_steps % self._rebalance_steps == 0:
-            self._rebalance()
+            self.rebalance()
         with self._running(), self._judged():
             self._num_steps += 1
             self._board.enter(State.RUNNING, self._num_steps)
@@ -76,6 +76,22 @@ class ParallelExecutor:
             logits = self._step.run(batch)
             assert logits is not None
         return _WatchedLogits(self, logits)
+
+    @property
+    def runner(self) -> StageRunner:
+        """Of this rank."""
+        assert self._runner is not None
+        return self._runner
+
+    def rebalance(self) -> int:
+        """Moves experts to where the work of ranks is even, by what was counted since the last time, between two steps.
+        Returns how many came to this rank."""
+        with self._running(), self._judged():
+            assert isinstance(self._runner, RebalancingRunner)
+            self._announce(REBALANCE)
+            num_moved = self._runner.rebalance()
+        self.num_experts_moved += num_moved
+        return num_moved
 
     def when_failed(self, tell: Callable[[Exception], None]) -> None:
         self._watch.when_failed(tell)
@@ -96,13 +112,6 @@ class ParallelExecutor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _rebalance(self) -> None:
-        """Moves experts to where the work of ranks is even, by what was counted since the last time."""
-        with self._running(), self._judged():
-            assert isinstance(self._runner, RebalancingRunner)
-            self._announce(REBALANCE)
-            self.num_experts_moved += self._runner.rebalance()
 
     def _start_processes(self, specs: Sequence[RankSpec], memory: SharedMemory, patience: Patience) -> None:
         context = multiprocessing.get_context("spawn")

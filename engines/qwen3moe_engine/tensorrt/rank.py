@@ -124,7 +124,7 @@ class TensorRTRunner:
         resources: ExitStack,
     ):
         self.executor, self._communicator, self._resources = executor, communicator, resources
-        self._rebalancer = rebalancer
+        self.rebalancer = rebalancer
         self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
         self.max_model_len, self.num_bytes_read = executor.max_model_len, executor.num_bytes_read
 
@@ -135,7 +135,7 @@ class TensorRTRunner:
         return self.executor.execute(batch, hidden_states)
 
     def rebalance(self) -> int:
-        return self._rebalancer.run() if self._rebalancer is not None else 0
+        return self.rebalancer.run() if self.rebalancer is not None else 0
 
     def abort(self, reason: str) -> None:
         """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""
