@@ -1,0 +1,181 @@
+"""Expert load balancing under a skewed router, on as many GPUs as EXPORT, of a layout with redundant experts, is for:
+decode steps before and after the experts of one rank, which most tokens choose, are moved to where the work is even.
+
+    qwen3moe-export onnx CONFIG --dtype fp16 --ep 2 --redundant-experts 16 -o EXPORT
+    qwen3moe-export engine EXPORT --max-tokens 1024 --max-seqs 256 --max-context 512
+    python benchmarks/rebalance.py EXPORT
+
+Weights are pseudo-random, with routers as `skew_routers` makes them. Sequences of unlike lengths are prefilled, and
+decode tokens that are given beforehand, so that every run does the same work whatever it draws; experts move half-way.
+Greedy tokens are held against those of a run in which nothing moves. Such a model has near-ties everywhere, and moved
+experts change the order of fp16 sums: tokens that differ are counted, with the largest gap between the two logits.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3moe_engine.batch import SequenceStep, pack_batch
+from qwen3moe_engine.block_manager import num_blocks_for
+from qwen3moe_engine.logits import Draw
+from qwen3moe_engine.parallel.executor import ParallelExecutor
+from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_engine.stages import load_stages
+from qwen3moe_engine.tensorrt.executor import TensorRTConfig
+from qwen3moe_engine.tensorrt.rank import TensorRTRunner, tensorrt_ranks
+
+SEED, WARM_UP_STEPS = 7, 8
+PROMPT_LENGTHS = (64, 192)  # from and to
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens of each sequence [B, N]: the first `lengths` [B] are its prompt, and num_steps more are decoded."""
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    num_steps: int
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """num_experts: that came to rank 0. busiest: the busiest rank's share of the work of the steps before, as experts
+    lay then."""
+
+    num_experts: int
+    milliseconds: float
+    busiest: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """tokens: drawn, [steps, B]; gap: the largest between the logits of a drawn token and the expected one."""
+
+    milliseconds: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    gap: float
+    moves: tuple[Moved, ...]
+
+
+def make_work(batch_size: int, num_steps: int, vocab_size: int) -> Work:
+    rng = np.random.default_rng(SEED)
+    lengths = rng.integers(*PROMPT_LENGTHS, batch_size)
+    tokens = rng.integers(10, vocab_size - 10, (batch_size, PROMPT_LENGTHS[1] + num_steps), dtype=np.int32)
+    return Work(tokens, lengths, num_steps)
+
+
+class Sequences:
+    """Those of `work` on an executor, which has blocks enough for all of their tokens."""
+
+    def __init__(self, executor: ParallelExecutor, work: Work):
+        self._executor, self._work = executor, work
+        width = num_blocks_for(work.tokens.shape[1], executor.block_size)
+        self._blocks = np.arange(work.batch_size * width).reshape(work.batch_size, width).tolist()
+
+    def prefill(self) -> None:
+        for row, length in enumerate(self._work.lengths.tolist()):
+            step = SequenceStep(self._work.tokens[row, :length], 0, self._blocks[row])
+            self._executor.execute(pack_batch([step], self._executor.block_size, [0])).draw([Draw(SamplingParams(), 0)])
+
+    def decode(self, number: int, expected: NDArray[np.int64] | None) -> tuple[list[int], float, float]:
+        """Step `number`: drawn tokens, milliseconds, and the largest gap to tokens that were expected."""
+        starts = (self._work.lengths + number).tolist()
+        steps = [
+            SequenceStep(self._work.tokens[row, start : start + 1], start, self._blocks[row])
+            for row, start in enumerate(starts)
+        ]
+        batch = pack_batch(steps, self._executor.block_size)
+        begin = time.perf_counter()
+        logits = self._executor.execute(batch)
+        drawn = logits.draw([Draw(SamplingParams(), 0)] * len(steps))
+        milliseconds = (time.perf_counter() - begin) * 1e3
+        other = [] if expected is None else np.flatnonzero(expected != drawn).tolist()
+        gaps = [
+            values[drawn[row]] - values[expected[row]]
+            for row, values in zip(other, logits.rows(other) if other else (), strict=True)
+        ]
+        return drawn, milliseconds, float(max(gaps, default=0.0))
+
+
+def rebalance(executor: ParallelExecutor) -> Moved:
+    runner = executor.runner
+    assert isinstance(runner, TensorRTRunner) and runner.rebalancer is not None
+    before, begin = dict(runner.rebalancer.placements), time.perf_counter()
+    num_experts = executor.rebalance()
+    milliseconds = (time.perf_counter() - begin) * 1e3
+    loads = runner.rebalancer.loads.tolist()
+    shares = [max(old.load_of_ranks(row)) / sum(row) for old, row in zip(before.values(), loads, strict=True)]
+    return Moved(num_experts, milliseconds, float(np.mean(shares)))
+
+
+def run(export: Path, config: TensorRTConfig, work: Work, expected: NDArray[np.int64] | None) -> Run:
+    """With `expected` tokens experts move: half-way, and once more at the end."""
+    times, tokens, gap, moves = [], [], 0.0, []
+    with ParallelExecutor(tensorrt_ranks(export, None, None, config, None)) as executor:
+        sequences = Sequences(executor, work)
+        sequences.prefill()
+        for number in range(work.num_steps):
+            if expected is not None and number == work.num_steps // 2:
+                moves.append(rebalance(executor))
+            drawn, milliseconds, largest = sequences.decode(number, None if expected is None else expected[number])
+            times.append(milliseconds)
+            tokens.append(drawn)
+            gap = max(gap, largest)
+        if expected is not None:
+            moves.append(rebalance(executor))
+    return Run(np.array(times), np.array(tokens), gap, tuple(moves))
+
+
+def describe(work: Work, still: Run, moving: Run) -> list[str]:
+    """Rows of the table: both halves of both runs."""
+    half = work.num_steps // 2
+    rows = []
+    for name, found in (("nothing moves", still), ("experts move", moving)):
+        for part, steps in (("first", slice(0, half)), ("second", slice(half, None))):
+            same = int((found.tokens[steps] == still.tokens[steps]).sum())
+            milliseconds = float(np.median(found.milliseconds[steps][WARM_UP_STEPS:]))
+            rate = 1e3 * work.batch_size / milliseconds
+            cells = f"{milliseconds:.3f} | {rate:.0f} | {same} of {half * work.batch_size}"
+            rows.append(f"| {work.batch_size} | {name}, {part} half | {cells} |")
+    return rows
+
+
+@click.command()
+@click.argument("export", type=click.Path(path_type=Path))
+@click.option("--batch", "batch_sizes", type=int, multiple=True, default=(64, 256), show_default=True)
+@click.option("--steps", type=int, default=128, show_default=True)
+@click.option("--skew", type=float, default=2.0, show_default=True, help="Of the routers.")
+def main(export: Path, batch_sizes: tuple[int, ...], steps: int, skew: float) -> None:
+    manifest = load_stages(export)[0].manifest
+    dims, layout = manifest.dims, manifest.part.layout
+    print(f"{dims.num_layers} layers, {dims.num_experts} experts, {layout}, {manifest.dtype}, router skew {skew:g}\n")
+    print("| batch | steps | ms a step | tokens/s | tokens the same |\n|---|---|---|---|---|", flush=True)
+    notes = []
+    for batch_size in batch_sizes:
+        work = make_work(batch_size, steps, dims.vocab_size)
+        num_blocks = batch_size * num_blocks_for(work.tokens.shape[1], 16)
+        config = TensorRTConfig(num_blocks, random_seed=SEED, router_skew=skew)
+        still = run(export, config, work, None)
+        moving = run(export, config, work, still.tokens)
+        print("\n".join(describe(work, still, moving)), flush=True)
+        notes += [
+            f"batch {batch_size}: {moved.num_experts} experts came to rank 0 in {moved.milliseconds:.0f} ms;"
+            f" the busiest rank had had {100 * moved.busiest:.1f}% of the work"
+            for moved in moving.moves
+        ]
+        notes.append(f"batch {batch_size}: the logits of tokens that differ lie at most {moving.gap:.4f} apart")
+    print("\n" + "\n".join(f"- {note}" for note in notes))
+
+
+if __name__ == "__main__":
+    main()
