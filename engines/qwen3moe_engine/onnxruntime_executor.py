@@ -88,7 +88,7 @@ class OnnxRuntimeExecutor:
         self._step_inputs = [spec.name for kind in ("hidden_states", "batch") for spec in manifest.of_kind(kind)]
         self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
         self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
-        self._rebalancer = Rebalancer(manifest, plans, self, group, group_rank) if self._loads and group else None
+        self.rebalancer = Rebalancer(manifest, plans, self, group, group_rank) if self._loads and group else None
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> HostLogits:
         return HostLogits(self.execute_all(batch, hidden_states)["logits"])
@@ -115,7 +115,7 @@ class OnnxRuntimeExecutor:
 
     def rebalance(self) -> int:
         """Moves experts between the ranks of the group to where their work is even. Returns how many came to this."""
-        return self._rebalancer.run() if self._rebalancer is not None else 0
+        return self.rebalancer.run() if self.rebalancer is not None else 0
 
     def loads(self) -> NDArray[np.uint32]:
         """As `ExpertSlots`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +90,16 @@ def test_places_that_do_not_divide(bench):
         Layout(tp=2, redundant_experts=4)
 
 
+def test_the_form_for_tensorrt_8(bench):
+    """Counters are written in place there, as the KV cache is."""
+    model = onnx.load(bench.export("trained", REDUNDANT, "fp16") / "model.trt8.onnx")
+    balanced = [node for node in model.graph.node if node.op_type == "BalancedMoE"]
+    assert [list(node.output) for node in balanced] == [[node.output[0]] for node in balanced]
+    assert [node.input[7] for node in balanced] == [f"model.layers.{layer}.mlp.load" for layer in range(4)]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 17, "qwen3moe": 1}
+
+
 def test_tokens_stay_the_same_while_experts_move(bench):
     """Every three steps of the mixed batches and of 20 continuations, each of which skews the work in its own way."""
     found = bench.compare("trained", REDUNDANT, rebalance_steps=3)
@@ -99,7 +110,7 @@ def test_tokens_stay_the_same_while_experts_move(bench):
 
 def test_experts_go_where_work_is_even(bench):
     with bench.ranks("trained", REDUNDANT, rebalance_steps=1) as executor:
-        rebalancer, num_layers, top_k = executor.runner._rebalancer, 4, 4
+        rebalancer, num_layers, top_k = executor.runner.rebalancer, 4, 4
         bench.step(executor, bench.model("trained").prompts[0], 64)
         for _ in range(3):
             before = dict(rebalancer.placements)
