@@ -19,6 +19,7 @@ import numpy as np
 from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.manifest import load_manifest
+from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.weights import no_progress
 
@@ -69,7 +70,7 @@ def main(export: Path, plan: Path, plugins: Path | None) -> None:
         manifest,
         plan,
         None,
-        TensorRTConfig(num_blocks=9216, random_seed=SEED, cuda_graphs=False),
+        TensorRTConfig(num_blocks=9216, random_weights=RandomWeights(SEED), cuda_graphs=False),
         no_progress,
         plugins,
     ) as executor:

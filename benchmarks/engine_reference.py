@@ -16,14 +16,15 @@ from torch import Tensor
 from qwen3moe_engine.checkpoint import StoredTensor
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.pieces import Piece
-from qwen3moe_engine.tensorrt.random_weights import fill_piece, random_checkpoint
+from qwen3moe_engine.random_model import RandomWeights
+from qwen3moe_engine.tensorrt.random_weights import WeightMaker, random_checkpoint
 from qwen3moe_export.config import Qwen3MoeConfig, load_config
 from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm, route
 from qwen3moe_export.rope import cos_sin_table
 from qwen3moe_plugins.kernels import KernelLibrary
 
-SEED = 7
+SEED, TOP_K = 7, 8
 BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
 
@@ -32,7 +33,8 @@ def make(tensor: StoredTensor, kernels: KernelLibrary) -> Tensor:
     values = torch.empty(tensor.shape, dtype=torch.float16, device="cuda")
     columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
     whole = Piece(tensor, columns, (0, tensor.shape[0]), (0, columns))
-    fill_piece(whole, values.data_ptr(), SEED, kernels, torch.cuda.current_stream().cuda_stream)
+    maker = WeightMaker(RandomWeights(SEED), TOP_K, kernels, torch.cuda.current_stream().cuda_stream)
+    maker.fill(whole, values.data_ptr())
     return values
 
 

@@ -5,10 +5,10 @@ decode steps before and after the experts of one rank, which most tokens choose,
     qwen3moe-export engine EXPORT --max-tokens 1024 --max-seqs 256 --max-context 512
     python benchmarks/rebalance.py EXPORT
 
-Weights are pseudo-random, with routers as `skew_routers` makes them. Sequences of unlike lengths are prefilled, and
-decode tokens that are given beforehand, so that every run does the same work whatever it draws; experts move half-way.
-Greedy tokens are held against those of a run in which nothing moves. Such a model has near-ties everywhere, and moved
-experts change the order of fp16 sums: tokens that differ are counted, with the largest gap between the two logits.
+Weights are pseudo-random, with routers that prefer the first experts, which are rank 0's. Sequences of unlike lengths are
+prefilled, and decode tokens that are given beforehand, so that every run does the same work whatever it draws; experts
+move half-way. Greedy tokens are held against those of a run in which nothing moves. Such a model has near-ties, and
+moved experts change the order of fp16 sums: tokens that differ are counted, with the largest gap between their logits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from qwen3moe_engine.batch import SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.logits import Draw
 from qwen3moe_engine.parallel.executor import ParallelExecutor
+from qwen3moe_engine.random_model import RandomWeights, RouterSkew
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig
@@ -154,17 +155,18 @@ def describe(work: Work, still: Run, moving: Run) -> list[str]:
 @click.argument("export", type=click.Path(path_type=Path))
 @click.option("--batch", "batch_sizes", type=int, multiple=True, default=(64, 256), show_default=True)
 @click.option("--steps", type=int, default=128, show_default=True)
-@click.option("--skew", type=float, default=2.0, show_default=True, help="Of the routers.")
-def main(export: Path, batch_sizes: tuple[int, ...], steps: int, skew: float) -> None:
+@click.option("--router-skew", default="0.9/64", show_default=True, help="As of `generate`: share/experts.")
+def main(export: Path, batch_sizes: tuple[int, ...], steps: int, router_skew: str) -> None:
+    skew = RouterSkew.parse(router_skew, "--router-skew")
     manifest = load_stages(export)[0].manifest
     dims, layout = manifest.dims, manifest.part.layout
-    print(f"{dims.num_layers} layers, {dims.num_experts} experts, {layout}, {manifest.dtype}, router skew {skew:g}\n")
+    print(f"{dims.num_layers} layers, {dims.num_experts} experts, {layout}, {manifest.dtype}, router skew {skew}\n")
     print("| batch | steps | ms a step | tokens/s | tokens the same |\n|---|---|---|---|---|", flush=True)
     notes = []
     for batch_size in batch_sizes:
         work = make_work(batch_size, steps, dims.vocab_size)
         num_blocks = batch_size * num_blocks_for(work.tokens.shape[1], 16)
-        config = TensorRTConfig(num_blocks, random_seed=SEED, router_skew=skew)
+        config = TensorRTConfig(num_blocks, random_weights=RandomWeights(SEED, skew))
         still = run(export, config, work, None)
         moving = run(export, config, work, still.tokens)
         print("\n".join(describe(work, still, moving)), flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3moe_engine.random_model import RouterSkew
 from qwen3moe_plugins.errors import InputError
 
 EXECUTORS = ("onnxruntime", "tensorrt")
@@ -17,10 +18,10 @@ EXECUTORS = ("onnxruntime", "tensorrt")
 class EngineOptions:
     """executor: one of EXECUTORS. What is None is the executor's default.
 
-    plan, random_weights, cuda_graphs, plugins: of TensorRT: the plan as `engine` built it, by default the one in the
-    export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on
-    the device instead of reading a checkpoint's; whether decode steps are replayed as CUDA graphs (they are); the
-    folder of our libraries.
+    plan, random_weights, router_skew, cuda_graphs, plugins: of TensorRT: the plan as `engine` built it, by default the
+    one in the export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on the device
+    instead of reading a checkpoint's; which experts their routers prefer; whether decode steps are replayed as CUDA
+    graphs (they are); the folder of our libraries.
     num_threads: of ONNX Runtime, 0 for as many as cores.
     max_seqs, max_step_tokens: of a step. max_waiting: requests in the queue. kv_tokens: size of the KV pool.
     rebalance_steps: between two moves of experts to where the work of ranks is even. step_timeout: seconds without
@@ -30,6 +31,7 @@ class EngineOptions:
     executor: str = EXECUTORS[0]
     plan: Path | None = None
     random_weights: int | None = None
+    router_skew: RouterSkew | None = None
     cuda_graphs: bool | None = None
     plugins: Path | None = None
     num_threads: int = 0
@@ -54,7 +56,7 @@ class EngineOptions:
             self._check_tensorrt(weights)
 
     def _check_onnxruntime(self, weights: Path | None) -> None:
-        of_tensorrt = ("plan", "random_weights", "cuda_graphs", "plugins")
+        of_tensorrt = ("plan", "random_weights", "router_skew", "cuda_graphs", "plugins")
         given = [name for name in of_tensorrt if getattr(self, name) is not None]
         if given:
             remedy = "leave these out, or choose the executor tensorrt"
@@ -66,3 +68,6 @@ class EngineOptions:
         if (weights is None) == (self.random_weights is None):
             got = "neither" if weights is None else "both"
             raise InputError("weights", got=got, expected="either weights or random_weights", remedy="give one of them")
+        if self.router_skew is not None and self.random_weights is None:
+            got, remedy = "a checkpoint's weights", "leave it out, or give random_weights"
+            raise InputError("router_skew", got=got, expected="random_weights", remedy=remedy)

@@ -14,6 +14,7 @@ from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Patience
+from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.weights import Progress
 from qwen3moe_plugins.errors import InputError
@@ -110,7 +111,7 @@ def _open_tensorrt(
     from qwen3moe_engine.tensorrt.plan import find_plan
 
     graphs = options.cuda_graphs is not False
-    config = TensorRTConfig(num_blocks, cuda_graphs=graphs, random_seed=options.random_weights)
+    config = TensorRTConfig(num_blocks, cuda_graphs=graphs, random_weights=_random_weights(options))
     if first.manifest.part.layout.world_size > 1:
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
@@ -120,6 +121,10 @@ def _open_tensorrt(
     checkpoint = open_checkpoint(weights) if weights is not None else None
     plan = find_plan(first.folder, options.plan)
     return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)
+
+
+def _random_weights(options: EngineOptions) -> RandomWeights | None:
+    return RandomWeights(options.random_weights, options.router_skew) if options.random_weights is not None else None
 
 
 def _patience(options: EngineOptions) -> Patience:

@@ -14,7 +14,7 @@ from qwen3moe_engine.expert_placement import MAP_ROWS, Placement, place_experts,
 from qwen3moe_engine.layout import SINGLE, Layout
 from qwen3moe_engine.opened_export import OpenedExport
 from qwen3moe_engine.parallel.rebalancing import LEAST_GAIN
-from qwen3moe_engine.sharding import check_layout
+from qwen3moe_engine.sharding import check_layout, placement_of
 from qwen3moe_export.config import load_config
 from qwen3moe_export.layout import split_sizes
 from qwen3moe_plugins.errors import InputError
@@ -70,6 +70,17 @@ def test_who_stays_keeps_the_slot(case, random):
         assert sorted(after) == sorted(wanted)
         num_moved = sum(left != right for left, right in zip(before, after, strict=True))
         assert num_moved == sum(max(0, wanted.count(e) - before.count(e)) for e in set(wanted))
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "ep", "redundant"), [(16, 2, 4), (128, 8, 0), (128, 6, 4), (10, 4, 2), (4, 2, 8)]
+)
+def test_neighbours_lie_together_to_begin_with(num_experts, ep, redundant):
+    placement = placement_of(num_experts, Layout(ep=ep, redundant_experts=redundant))
+    assert {len(held) for held in placement.by_rank} == {(num_experts + redundant) // ep}
+    assert {expert for held in placement.by_rank for expert in held} == set(range(num_experts))
+    for held in placement.by_rank:
+        assert set(np.diff(held).tolist()) <= {1, 1 - num_experts}
 
 
 def test_a_busy_expert_gets_the_replicas():

@@ -17,6 +17,7 @@ from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.phases import Phases
+from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
@@ -25,7 +26,7 @@ from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
 from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
 from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
-from qwen3moe_engine.tensorrt.random_weights import fill_weights, random_checkpoint, skew_routers
+from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weights, random_checkpoint
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
@@ -39,23 +40,21 @@ class TensorRTConfig:
     """num_blocks: of the KV pool; None for as many as leave `1 - memory_fraction` of the GPU free.
 
     max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps.
-    random_seed: weights are made on the device instead of read from a checkpoint. router_skew: of these, as
-    `skew_routers` takes it. device: CUDA ordinal.
+    random_weights: made on the device instead of read from a checkpoint. device: CUDA ordinal.
     """
 
     num_blocks: int | None = None
     memory_fraction: float = 0.9
     max_logits: int | None = None
     cuda_graphs: bool = True
-    random_seed: int | None = None
-    router_skew: float = 1.0
+    random_weights: RandomWeights | None = None
     device: int = 0
 
 
 class TensorRTExecutor:
     """Runs `plan`. Raises InputError if plan, export, plugins, GPU and weights do not fit together.
 
-    checkpoint: None with a `random_seed` in the configuration. group_rank: this rank's place in its group, where the
+    checkpoint: None with `random_weights` in the configuration. group_rank: this rank's place in its group, where the
     export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the
     checkpoint. weights, experts: what a `Rebalancer` moves. phases: of the start.
     """
@@ -90,9 +89,8 @@ class TensorRTExecutor:
             self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
             kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
             self.load_report = self._load(manifest, weights, is_random, kernels, progress)
-            seed = config.random_seed if is_random else None
-            self.weights = weights
-            self.experts = DeviceExperts(manifest, self._bindings, self._stream, kernels, seed, progress)
+            self.weights, maker = weights, self._maker(manifest, kernels) if is_random else None
+            self.experts = DeviceExperts(manifest, self._bindings, self._stream, maker, progress)
         with self.phases("memory of steps, KV pool, contexts"):
             self._place_step(manifest, kernels)
             self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
@@ -191,11 +189,11 @@ class TensorRTExecutor:
         addresses = self._bindings.addresses
         if not is_random:
             return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
-        assert self._config.random_seed is not None, "neither a checkpoint nor a seed"
-        report = fill_weights(weights, addresses, self._config.random_seed, kernels, self._stream)
-        if self._config.router_skew != 1.0:
-            skew_routers(weights, addresses, self._config.random_seed, self._config.router_skew, kernels, self._stream)
-        return report
+        return fill_weights(weights, addresses, self._maker(manifest, kernels), self._stream)
+
+    def _maker(self, manifest: Manifest, kernels: KernelLibrary) -> WeightMaker:
+        assert self._config.random_weights is not None, "neither a checkpoint nor a seed"
+        return WeightMaker(self._config.random_weights, manifest.dims.top_k, kernels, self._stream.handle)
 
     def _make_context(self, profile: int) -> Any:
         """A context with every address bound. All share one scratch memory, as only one runs at a time."""

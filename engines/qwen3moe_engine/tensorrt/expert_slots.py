@@ -17,28 +17,26 @@ from qwen3moe_engine.parallel.rebalancing import Arrival
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Stream
 from qwen3moe_engine.tensorrt.loading import DoubleBuffer, stream_weight
-from qwen3moe_engine.tensorrt.random_weights import fill_weight
+from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weight
 from qwen3moe_engine.weights import Progress, WeightPlan, num_bytes_of
-from qwen3moe_plugins.kernels import KernelLibrary
 
 Fill = Callable[[WeightPlan, int], int]  # a weight, to an address of the device
 CHUNK_BYTES = 8 << 20  # of each of two buffers, which live for one move: 64 MB would take 20 ms to make
 
 
 class DeviceExperts:
-    """Implements `ExpertSlots`, between steps. random_seed: weights are made, not read."""
+    """Implements `ExpertSlots`, between steps. maker: of weights that are made, not read."""
 
     def __init__(
         self,
         manifest: Manifest,
         bindings: Bindings,
         stream: Stream,
-        kernels: KernelLibrary,
-        random_seed: int | None,
+        maker: WeightMaker | None,
         progress: Progress,
     ):
         self._manifest, self._bindings, self._stream = manifest, bindings, stream
-        self._kernels, self._random_seed, self._progress = kernels, random_seed, progress
+        self._maker, self._progress = maker, progress
 
     def loads(self) -> NDArray[np.uint32]:
         """See `ExpertSlots`. Waits for the steps before."""
@@ -63,9 +61,9 @@ class DeviceExperts:
 
     @contextmanager
     def _source(self) -> Iterator[Fill]:
-        seed = self._random_seed
-        if seed is not None:
-            yield lambda plan, address: fill_weight(plan, address, seed, self._kernels, self._stream)
+        maker = self._maker
+        if maker is not None:
+            yield lambda plan, address: fill_weight(plan, address, maker)
             return
         with DoubleBuffer(self._stream, CHUNK_BYTES) as buffers:
             yield lambda plan, address: stream_weight(plan, address, self._manifest.dtype, buffers)

@@ -22,6 +22,7 @@ from qwen3moe_engine.parallel.board import Board, State
 from qwen3moe_engine.parallel.rank import Facts, Place
 from qwen3moe_engine.parallel.rebalancing import Rebalancer
 from qwen3moe_engine.parallel.shared_group import SharedGroup
+from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.tensorrt.communicator import (
     CollectiveLibrary,
@@ -42,7 +43,7 @@ PACKAGE = "qwen3moe-export"
 @dataclass(frozen=True)
 class TensorRTRank:
     """Implements `RankSpec`. export: the folder of all stages; plan: as `find_plan` takes it; weights: the checkpoint,
-    None with a `random_seed` in `config`. The rank runs on the GPU of its number."""
+    None with `random_weights` in `config`. The rank runs on the GPU of its number."""
 
     place: Place
     export: Path
@@ -59,7 +60,7 @@ class TensorRTRank:
             "TensorRT": f"{info.flavour} {info.tensorrt_version}",
             "plugins": file_sha256(find_library(KERNELS, self.plugins))[:12],
             "CUDA driver": driver_version(),
-            "weights": _weights_identity(self.weights, self.config.random_seed),
+            "weights": _weights_identity(self.weights, self.config.random_weights),
         }
         manifest = file_sha256(self._stage().folder / FILE_NAME)
         return Facts(shared, {FILE_NAME: manifest[:12], "plan": info.plan_sha256[:12]})
@@ -163,5 +164,5 @@ def _package_version() -> str:
         return "not installed"
 
 
-def _weights_identity(weights: Path | None, random_seed: int | None) -> str:
-    return f"seed {random_seed}" if weights is None else open_checkpoint(weights).headers_sha256[:12]
+def _weights_identity(weights: Path | None, random_weights: RandomWeights | None) -> str:
+    return str(random_weights) if weights is None else open_checkpoint(weights).headers_sha256[:12]

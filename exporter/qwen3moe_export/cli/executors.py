@@ -13,6 +13,7 @@ import click
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.engine_options import EXECUTORS, EngineOptions
 from qwen3moe_engine.opened_export import OpenedExport
+from qwen3moe_engine.random_model import RouterSkew
 from qwen3moe_export.cli.option_group import option_group
 from qwen3moe_export.cli.progress import progress
 
@@ -47,6 +48,12 @@ RUNTIME_OPTIONS = (
     click.option("--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True),
     click.option("--plan", type=_PATH, help="TensorRT: the plan.  [default: the only one in EXPORT]"),
     click.option("--random-weights", type=int, metavar="SEED", help="TensorRT: make weights on the device."),
+    click.option(
+        "--router-skew",
+        callback=lambda _, option, text: None if text is None else RouterSkew.parse(text, option.opts[0]),
+        metavar="SHARE/EXPERTS",
+        help="Of random weights: which share of assignments the first experts take, such as 0.9/8.",
+    ),
     click.option(
         "--cuda-graphs/--no-cuda-graphs",
         default=None,
