@@ -5,7 +5,7 @@ decode steps before and after the experts of one rank, which most tokens choose,
     qwen3moe-export engine EXPORT --max-tokens 1024 --max-seqs 256 --max-context 512
     python benchmarks/rebalance.py EXPORT
 
-Weights are pseudo-random, with routers that prefer the first experts, which are rank 0's. Sequences of unlike lengths are
+Weights are pseudo-random, with routers that prefer the first experts, rank 0's. Sequences of unlike lengths are
 prefilled, and decode tokens that are given beforehand, so that every run does the same work whatever it draws; experts
 move half-way. Greedy tokens are held against those of a run in which nothing moves. Such a model has near-ties, and
 moved experts change the order of fp16 sums: tokens that differ are counted, with the largest gap between their logits.
