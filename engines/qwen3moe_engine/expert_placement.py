@@ -18,6 +18,8 @@ Held = tuple[int, ...]  # the experts of a rank, slot by slot
 # Positions that are served one by one. Up to 8 replicas get equal shares of them, of 5 and 7 within one in 24. At most
 # 32, the lanes of a warp.
 MAP_ROWS = 24
+SLACK = 0.01
+EVEN_WITHIN = 0.05  # of the busiest rank's work, for the sake of few moves: an expert of 30B-A3B is 9 MB
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Placement:
         return 1 + max(map(max, self.by_rank))
 
 
-def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int) -> Placement:
+def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int, old: Placement | None = None) -> Placement:
     """As even as two greedy rules make it: a spare slot goes to the expert with the most work for each replica; then
     the largest pieces of work are placed first, each on the rank with the least so far, and not beside its like if it
-    can be. The same for the same loads, which are counts of tokens."""
+    can be. What a rank holds in `old` stays there, though, while that keeps its work within SLACK of an even share: few
+    experts move. The same for the same loads, which are counts of tokens."""
     counts = [1] * len(loads)
     for _ in range(num_ranks * num_slots - len(loads)):
         # a second replica on a rank is of no use, unless all ranks have one of everything
@@ -65,13 +68,30 @@ def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int) -> Place
         counts[max(range(len(loads)), key=lambda expert: (worth[expert], -expert))] += 1
     pieces = sorted((-loads[expert] / count, expert) for expert, count in enumerate(counts) for _ in range(count))
     held: list[list[int]] = [[] for _ in range(num_ranks)]
+    before = old.by_rank if old is not None else [()] * num_ranks
+    most = (1 + SLACK) * sum(loads) / num_ranks
     work = [0.0] * num_ranks
     for negative, expert in pieces:
         free = [rank for rank in range(num_ranks) if len(held[rank]) < num_slots]
-        rank = min(free, key=lambda rank: (expert in held[rank], work[rank], len(held[rank]), rank))
+        may_stay = [
+            rank
+            for rank in free
+            if expert in before[rank] and expert not in held[rank] and work[rank] - negative <= most
+        ]
+        rank = min(may_stay or free, key=lambda rank: (expert in held[rank], work[rank], len(held[rank]), rank))
         held[rank].append(expert)
         work[rank] -= negative
     return Placement(tuple(tuple(sorted(experts)) for experts in held))
+
+
+def rearrange(old: Placement, loads: Sequence[int]) -> Placement:
+    """The first of three placements whose busiest rank is within EVEN_WITHIN of the last one's: nothing moves, what must
+    does, or all may. Who stays on a rank keeps the slot."""
+    num_ranks, num_slots = len(old.by_rank), len(old.by_rank[0])
+    best = place_experts(loads, num_ranks, num_slots)
+    choice = (old, place_experts(loads, num_ranks, num_slots, old), best)
+    most = (1 + EVEN_WITHIN) * max(best.load_of_ranks(loads))
+    return settle(old, next(placement for placement in choice if max(placement.load_of_ranks(loads)) <= most))
 
 
 def settle(old: Placement, new: Placement) -> Placement:

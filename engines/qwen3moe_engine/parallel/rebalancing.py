@@ -15,15 +15,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3moe_engine.expert_placement import Placement, place_experts, settle
+from qwen3moe_engine.expert_placement import Placement, rearrange
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.sharding import placement_of
 from qwen3moe_engine.weights import WeightPlan, plan_expert, rank_constants
-
-# Of the busiest rank's work, which a layer must gain, or its experts stay: an expert of 30B-A3B is 9 MB to move, and
-# what a few steps gain by chance they lose again.
-LEAST_GAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,10 @@ class Rebalancer:
         """Places experts by what was counted since the last time. Returns how many came to this rank. Every rank of the
         group calls it between the same two steps."""
         self.loads = self._count()
-        placed = {layer: self._place(layer, row) for layer, row in zip(self._layers, self.loads, strict=True)}
+        placed = {
+            layer: rearrange(self.placements[layer], row.tolist())
+            for layer, row in zip(self._layers, self.loads, strict=True)
+        }
         moved = {layer: new for layer, new in placed.items() if new != self.placements[layer]}
         arrivals = [arrival for layer, new in moved.items() for arrival in self._arrivals(layer, new)]
         self._slots.take_in(arrivals)
@@ -92,13 +91,6 @@ class Rebalancer:
         served = (now - self._counted).astype(np.int64)
         self._counted = now
         return self._group.all_reduce(served)
-
-    def _place(self, layer: str, counts: NDArray[np.int64]) -> Placement:
-        """Where the layer's experts should be: where they are, if there is little to gain."""
-        old, loads = self.placements[layer], counts.tolist()
-        new = settle(old, place_experts(loads, len(old.by_rank), len(old.by_rank[0])))
-        gains = max(new.load_of_ranks(loads)) < (1 - LEAST_GAIN) * max(old.load_of_ranks(loads))
-        return new if gains else old
 
     def _arrivals(self, layer: str, new: Placement) -> list[Arrival]:
         """What comes to this rank."""
