@@ -1,5 +1,6 @@
 """Expert load balancing under a skewed router, on as many GPUs as EXPORT, of a layout with redundant experts, is for:
 decode steps before and after the experts of one rank, which most tokens choose, are moved to where the work is even.
+And what counting costs (bench_moe_load.py).
 
     qwen3moe-export onnx CONFIG --dtype fp16 --ep 2 --redundant-experts 16 -o EXPORT
     qwen3moe-export engine EXPORT --max-tokens 1024 --max-seqs 256 --max-context 512
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_moe_load
 import click
 import numpy as np
 from numpy.typing import NDArray
@@ -138,17 +140,22 @@ def run(export: Path, config: TensorRTConfig, work: Work, expected: NDArray[np.i
 
 
 def describe(work: Work, still: Run, moving: Run) -> list[str]:
-    """Rows of the table: both halves of both runs."""
+    """A table of both halves of both runs, and notes on the moves."""
     half = work.num_steps // 2
-    rows = []
+    lines = [f"Batch {work.batch_size}:\n", "| steps | ms a step | tokens/s | tokens the same |\n|---|---|---|---|"]
     for name, found in (("nothing moves", still), ("experts move", moving)):
         for part, steps in (("first", slice(0, half)), ("second", slice(half, None))):
             same = int((found.tokens[steps] == still.tokens[steps]).sum())
             milliseconds = float(np.median(found.milliseconds[steps][WARM_UP_STEPS:]))
             rate = 1e3 * work.batch_size / milliseconds
             cells = f"{milliseconds:.3f} | {rate:.0f} | {same} of {half * work.batch_size}"
-            rows.append(f"| {work.batch_size} | {name}, {part} half | {cells} |")
-    return rows
+            lines.append(f"| {name}, {part} half | {cells} |")
+    moves = [
+        f"- {moved.num_experts} experts came to rank 0 in {moved.milliseconds:.0f} ms; the busiest rank had had"
+        f" {100 * moved.busiest:.1f}% of the work"
+        for moved in moving.moves
+    ]
+    return [*lines, "", *moves, f"- the logits of tokens that differ lie at most {moving.gap:.4f} apart\n"]
 
 
 @click.command()
@@ -161,8 +168,6 @@ def main(export: Path, batch_sizes: tuple[int, ...], steps: int, router_skew: st
     manifest = load_stages(export)[0].manifest
     dims, layout = manifest.dims, manifest.part.layout
     print(f"{dims.num_layers} layers, {dims.num_experts} experts, {layout}, {manifest.dtype}, router skew {skew}\n")
-    print("| batch | steps | ms a step | tokens/s | tokens the same |\n|---|---|---|---|---|", flush=True)
-    notes = []
     for batch_size in batch_sizes:
         work = make_work(batch_size, steps, dims.vocab_size)
         num_blocks = batch_size * num_blocks_for(work.tokens.shape[1], 16)
@@ -170,13 +175,7 @@ def main(export: Path, batch_sizes: tuple[int, ...], steps: int, router_skew: st
         still = run(export, config, work, None)
         moving = run(export, config, work, still.tokens)
         print("\n".join(describe(work, still, moving)), flush=True)
-        notes += [
-            f"batch {batch_size}: {moved.num_experts} experts came to rank 0 in {moved.milliseconds:.0f} ms;"
-            f" the busiest rank had had {100 * moved.busiest:.1f}% of the work"
-            for moved in moving.moves
-        ]
-        notes.append(f"batch {batch_size}: the logits of tokens that differ lie at most {moving.gap:.4f} apart")
-    print("\n" + "\n".join(f"- {note}" for note in notes))
+    print("\n".join(bench_moe_load.table()))
 
 
 if __name__ == "__main__":

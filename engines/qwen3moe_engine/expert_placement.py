@@ -85,8 +85,8 @@ def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int, old: Pla
 
 
 def rearrange(old: Placement, loads: Sequence[int]) -> Placement:
-    """The first of three placements whose busiest rank has at most EVEN_WITHIN more work than in the last: nothing moves,
-    what must does, or all may. Who stays on a rank keeps the slot."""
+    """The first of three placements whose busiest rank has at most EVEN_WITHIN more work than in the last: as it is;
+    most stay; any may move. Who stays on a rank keeps the slot."""
     num_ranks, num_slots = len(old.by_rank), len(old.by_rank[0])
     best = place_experts(loads, num_ranks, num_slots)
     choice = (old, place_experts(loads, num_ranks, num_slots, old), best)
