@@ -3,13 +3,14 @@ decode steps before and after the experts of one rank, which most tokens choose,
 And what counting costs (bench_moe_load.py).
 
     qwen3moe-export onnx CONFIG --dtype fp16 --ep 2 --redundant-experts 16 -o EXPORT
-    qwen3moe-export engine EXPORT --max-tokens 1024 --max-seqs 256 --max-context 512
+    qwen3moe-export engine EXPORT --max-tokens 8192 --max-seqs 256 --max-context 512
     python benchmarks/rebalance.py EXPORT
 
 Weights are pseudo-random, with routers that prefer the first experts, rank 0's. Sequences of unlike lengths are
-prefilled, and decode tokens that are given beforehand, so that every run does the same work whatever it draws; experts
-move half-way. Greedy tokens are held against those of a run in which nothing moves. Such a model has near-ties, and
-moved experts change the order of fp16 sums: tokens that differ are counted, with the largest gap between their logits.
+prefilled, in steps as large as the plan takes, and then decode tokens that are given beforehand, so that every run does
+the same work whatever it draws; experts move half-way. At the end prompts are computed once more. Greedy tokens are
+held against those of a run in which nothing moves. Such a model has near-ties, and moved experts change the order of fp16
+sums: tokens that differ are counted, with the largest gap between their logits.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from qwen3moe_engine.random_model import RandomWeights, RouterSkew
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig
+from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
 from qwen3moe_engine.tensorrt.rank import TensorRTRunner, tensorrt_ranks
 
 SEED, WARM_UP_STEPS = 7, 8
@@ -62,12 +64,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Run:
-    """tokens: drawn, [steps, B]; gap: the largest between the logits of a drawn token and the expected one."""
+    """tokens: drawn, [steps, B]; gap: the largest between the logits of a drawn token and the expected one. prefill:
+    tokens per second at the start and at the end."""
 
     milliseconds: NDArray[np.float64]
     tokens: NDArray[np.int64]
     gap: float
     moves: tuple[Moved, ...]
+    prefill: tuple[float, float]
 
 
 def make_work(batch_size: int, num_steps: int, vocab_size: int) -> Work:
@@ -85,10 +89,21 @@ class Sequences:
         width = num_blocks_for(work.tokens.shape[1], executor.block_size)
         self._blocks = np.arange(work.batch_size * width).reshape(work.batch_size, width).tolist()
 
-    def prefill(self) -> None:
-        for row, length in enumerate(self._work.lengths.tolist()):
-            step = SequenceStep(self._work.tokens[row, :length], 0, self._blocks[row])
-            self._executor.execute(pack_batch([step], self._executor.block_size, [0])).draw([Draw(SamplingParams(), 0)])
+    def prefill(self, max_step_tokens: int) -> float:
+        """All prompts, as many in a step as fit. Returns tokens per second."""
+        begin = time.perf_counter()
+        rows = list(range(self._work.batch_size))
+        while rows:
+            lengths = self._work.lengths[rows]
+            count = int((np.cumsum(lengths) <= max_step_tokens).sum())
+            steps = [
+                SequenceStep(self._work.tokens[row, :length], 0, self._blocks[row])
+                for row, length in zip(rows[:count], lengths, strict=False)
+            ]
+            rows = rows[count:]
+            logits = self._executor.execute(pack_batch(steps, self._executor.block_size, [0]))
+            logits.draw([Draw(SamplingParams(), 0)])
+        return float(self._work.lengths.sum()) / (time.perf_counter() - begin)
 
     def decode(self, number: int, expected: NDArray[np.int64] | None) -> tuple[list[int], float, float]:
         """Step `number`: drawn tokens, milliseconds, and the largest gap to tokens that were expected."""
@@ -124,9 +139,11 @@ def rebalance(executor: ParallelExecutor) -> Moved:
 def run(export: Path, config: TensorRTConfig, work: Work, expected: NDArray[np.int64] | None) -> Run:
     """With `expected` tokens experts move: half-way, and once more at the end."""
     times, tokens, gap, moves = [], [], 0.0, []
+    max_step_tokens = load_plan_info(find_plan(export, None)).limits.max_tokens
     with ParallelExecutor(tensorrt_ranks(export, None, None, config, None)) as executor:
         sequences = Sequences(executor, work)
-        sequences.prefill()
+        sequences.prefill(max_step_tokens)  # warms up
+        first = sequences.prefill(max_step_tokens)
         for number in range(work.num_steps):
             if expected is not None and number == work.num_steps // 2:
                 moves.append(rebalance(executor))
@@ -136,19 +153,23 @@ def run(export: Path, config: TensorRTConfig, work: Work, expected: NDArray[np.i
             gap = max(gap, largest)
         if expected is not None:
             moves.append(rebalance(executor))
-    return Run(np.array(times), np.array(tokens), gap, tuple(moves))
+        prefill = (first, sequences.prefill(max_step_tokens))
+    return Run(np.array(times), np.array(tokens), gap, tuple(moves), prefill)
 
 
 def describe(work: Work, still: Run, moving: Run) -> list[str]:
     """A table of both halves of both runs, and notes on the moves."""
     half = work.num_steps // 2
-    lines = [f"Batch {work.batch_size}:\n", "| steps | ms a step | tokens/s | tokens the same |\n|---|---|---|---|"]
+    columns = ("steps", "ms a step", "tokens/s", "tokens the same", "tokens/s of prompts")
+    lines = [f"Batch {work.batch_size}:\n", f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"]
     for name, found in (("nothing moves", still), ("experts move", moving)):
-        for part, steps in (("first", slice(0, half)), ("second", slice(half, None))):
+        for part, steps, prefill in zip(
+            ("first", "second"), (slice(0, half), slice(half, None)), found.prefill, strict=True
+        ):
             same = int((found.tokens[steps] == still.tokens[steps]).sum())
             milliseconds = float(np.median(found.milliseconds[steps][WARM_UP_STEPS:]))
             rate = 1e3 * work.batch_size / milliseconds
-            cells = f"{milliseconds:.3f} | {rate:.0f} | {same} of {half * work.batch_size}"
+            cells = f"{milliseconds:.3f} | {rate:.0f} | {same} of {half * work.batch_size} | {prefill:.0f}"
             lines.append(f"| {name}, {part} half | {cells} |")
     moves = [
         f"- {moved.num_experts} experts came to rank 0 in {moved.milliseconds:.0f} ms; the busiest rank had had"
