@@ -9,8 +9,8 @@ And what counting costs (bench_moe_load.py).
 Weights are pseudo-random, with routers that prefer the first experts, rank 0's. Sequences of unlike lengths are
 prefilled, in steps as large as the plan takes, and then decode tokens that are given beforehand, so that every run does
 the same work whatever it draws; experts move half-way. At the end prompts are computed once more. Greedy tokens are
-held against those of a run in which nothing moves. Such a model has near-ties, and moved experts change the order of fp16
-sums: tokens that differ are counted, with the largest gap between their logits.
+held against those of a run in which nothing moves. Such a model has near-ties, and moved experts change the order of
+fp16 sums: tokens that differ are counted, with the largest gap between their logits.
 """
 
 from __future__ import annotations
