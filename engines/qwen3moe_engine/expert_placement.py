@@ -18,8 +18,8 @@ Held = tuple[int, ...]  # the experts of a rank, slot by slot
 # Positions that are served one by one. Up to 8 replicas get equal shares of them, of 5 and 7 within one in 24. At most
 # 32, the lanes of a warp.
 MAP_ROWS = 24
-SLACK = 0.01
 EVEN_WITHIN = 0.05  # of the busiest rank's work, for the sake of few moves: an expert of 30B-A3B is 9 MB
+SLACK = 0.01  # of an even share, which a rank may keep beyond it: the last pieces that are placed need room
 
 
 @dataclass(frozen=True)
