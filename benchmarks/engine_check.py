@@ -151,13 +151,14 @@ def check_refusal(executor: Executor, manifest: Manifest) -> bool:
 
 
 def open_ranks(
-    export: Path, weights: Path, plugins: Path | None, cuda_graphs: bool
+    export: Path, weights: Path, plugins: Path | None, cuda_graphs: bool, rebalance_steps: int | None
 ) -> TensorRTExecutor | ParallelExecutor:
     """One GPU's executor gives the logits of every token."""
     first = load_stages(export)[0]
     config = TensorRTConfig(NUM_BLOCKS, max_logits=MAX_TOKENS, cuda_graphs=cuda_graphs)
     if first.manifest.part.layout.world_size > 1:
-        return ParallelExecutor(tensorrt_ranks(export, None, weights, config, plugins))
+        ranks = tensorrt_ranks(export, None, weights, config, plugins)
+        return ParallelExecutor(ranks, rebalance_steps=rebalance_steps)
     plan = find_plan(first.folder, None)
     return TensorRTExecutor(export, first.manifest, plan, open_checkpoint(weights), config, no_progress, plugins)
 
@@ -167,18 +168,23 @@ def open_ranks(
 @click.option("--weights", type=click.Path(path_type=Path), required=True)
 @click.option("--golden", "golden_path", type=click.Path(path_type=Path), required=True)
 @click.option("--plugins", type=click.Path(path_type=Path))
-def main(export: Path, weights: Path, golden_path: Path, plugins: Path | None) -> None:
+@click.option("--rebalance-steps", type=int, help="Between moves of experts, of which there must be some.")
+def main(export: Path, weights: Path, golden_path: Path, plugins: Path | None, rebalance_steps: int | None) -> None:
     manifest, golden = load_stages(export)[0].manifest, load_golden(golden_path)
     print(f"{manifest.part.layout}, {manifest.dtype}; tolerance of a logit {golden.tolerance:.4f}")
     print("| check | same | near-ties | wrong | verdict |\n|---|---|---|---|---|")
     passed = []
     for cuda_graphs in (False, True):
         start = time.perf_counter()
-        with open_ranks(export, weights, plugins, cuda_graphs) as executor:
+        with open_ranks(export, weights, plugins, cuda_graphs, rebalance_steps) as executor:
             passed.append(check_tokens(executor, manifest, golden, "CUDA graphs" if cuda_graphs else "no graphs"))
             if isinstance(executor, TensorRTExecutor):
                 passed.append(check_logits(executor, golden))
             passed.append(check_refusal(executor, manifest))
+            if rebalance_steps is not None:
+                assert isinstance(executor, ParallelExecutor)
+                passed.append(executor.num_experts_moved > 0)
+                print(f"    {executor.num_experts_moved} experts came to rank 0")
         print(f"    {time.perf_counter() - start:.1f} s in all", flush=True)
     sys.exit(0 if all(passed) else 1)
 

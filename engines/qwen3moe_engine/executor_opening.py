@@ -83,10 +83,6 @@ def _check_rebalancing(options: EngineOptions, layout: Layout) -> None:
         remedy = "export again with --ep and --redundant-experts"
         got, expected = f"an export for {layout}", "one with redundant experts"
         raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
-    if options.executor == "tensorrt" and layout.redundant_experts:
-        remedy = "export again without --redundant-experts, or choose the executor onnxruntime"
-        got, expected = f"an export for {layout}", "one without redundant experts, whose load no plugin counts"
-        raise InputError("executor tensorrt", got=got, expected=expected, remedy=remedy)
 
 
 def _check_hosts(options: EngineOptions, layout: Layout) -> None:
@@ -142,7 +138,7 @@ def _open_tensorrt(
             stages = tensorrt_ranks(*paths, config, options.plugins, by_stage=True)
             return _open_pipeline(options, stages, num_gpus=1)
         ranks = tensorrt_ranks(export, options.plan, weights, config, options.plugins)
-        return ParallelExecutor(ranks, _patience(options))
+        return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
     checkpoint = open_checkpoint(weights) if weights is not None else None
     plan = find_plan(first.folder, options.plan)
     return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)

@@ -2,8 +2,8 @@
 
 Owns: the policy, and what it means for a graph's inputs. Must not know weights, processes or how load is counted.
 
-Physical experts are the replicas of all experts, in the order of the experts they are of; slots are places for them,
-`num_slots` on each rank. A token is served by replica (position % count) of an expert.
+A rank has `num_slots` slots, each with an expert. Of the ranks that hold an expert one serves a token, by its position,
+so that the choice does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Held = tuple[int, ...]  # the experts of a rank, slot by slot
+# Positions that are served one by one. Up to 8 replicas get equal shares of them, of 5 and 7 within one in 24. At most
+# 32, the lanes of a warp.
+MAP_ROWS = 24
+EVEN_WITHIN = 0.05  # of the busiest rank's work, for the sake of few moves: an expert of 30B-A3B is 9 MB
+SLACK = 0.01  # of an even share, which a rank may keep beyond it: the last pieces that are placed need room
 
 
 @dataclass(frozen=True)
@@ -23,32 +28,39 @@ class Placement:
 
     by_rank: tuple[Held, ...]
 
-    def physical(self) -> list[tuple[int, int, int]]:
-        """Of each physical expert the expert, its rank and its slot there."""
-        places = [(e, rank, slot) for rank, held in enumerate(self.by_rank) for slot, e in enumerate(held)]
-        return sorted(places)
-
     def expert_map(self, rank: int) -> NDArray[np.int32]:
-        """The slot of each physical expert on the rank, or -1."""
-        return np.array([slot if there == rank else -1 for _, there, slot in self.physical()], np.int32)
+        """The slot of each expert on the rank, the first if several hold it, or -1: [E]."""
+        slots = np.full(self._num_experts, -1, np.int32)
+        for slot, expert in reversed(list(enumerate(self.by_rank[rank]))):
+            slots[expert] = slot
+        return slots
 
-    def replicas(self) -> NDArray[np.int32]:
-        """Of each physical expert the expert, its number among the replicas, and how many there are: [3, physical]."""
-        experts = np.array([expert for expert, _, _ in self.physical()], np.int32)
-        counts = np.bincount(experts)
-        first = np.cumsum(counts) - counts
-        return np.stack([experts, np.arange(len(experts)) - first[experts], counts[experts]]).astype(np.int32)
+    def balanced_map(self, rank: int) -> NDArray[np.int32]:
+        """For every position modulo MAP_ROWS, the slot of each expert that the rank serves it with, or -1:
+        [MAP_ROWS, E]."""
+        is_held = np.stack([self.expert_map(other) >= 0 for other in range(len(self.by_rank))])
+        turn = np.arange(MAP_ROWS)[:, None] % is_held.sum(axis=0)  # which of its ranks serves, for each expert
+        number = is_held[:rank].sum(axis=0)  # the rank's among them
+        return np.where(turn == number, self.expert_map(rank), -1).astype(np.int32)
 
     def load_of_ranks(self, loads: Sequence[int]) -> list[float]:
-        """Work of each rank, if an expert's is shared out among its replicas."""
-        counts = np.bincount([expert for held in self.by_rank for expert in held])
-        return [sum(loads[expert] / int(counts[expert]) for expert in held) for held in self.by_rank]
+        """Work of each rank, if an expert's is shared out among the ranks that hold it."""
+        num_holders = np.zeros(self._num_experts)
+        for held in self.by_rank:
+            num_holders[list(set(held))] += 1
+        shares = np.asarray(loads) / num_holders
+        return [float(shares[sorted(set(held))].sum()) for held in self.by_rank]
+
+    @property
+    def _num_experts(self) -> int:
+        return 1 + max(map(max, self.by_rank))
 
 
-def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int) -> Placement:
+def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int, old: Placement | None = None) -> Placement:
     """As even as two greedy rules make it: a spare slot goes to the expert with the most work for each replica; then
     the largest pieces of work are placed first, each on the rank with the least so far, and not beside its like if it
-    can be. The same for the same loads, which are counts of tokens."""
+    can be. What a rank holds in `old` stays there, though, while that keeps its work within SLACK of an even share: few
+    experts move. The same for the same loads, which are counts of tokens."""
     counts = [1] * len(loads)
     for _ in range(num_ranks * num_slots - len(loads)):
         # a second replica on a rank is of no use, unless all ranks have one of everything
@@ -56,13 +68,35 @@ def place_experts(loads: Sequence[int], num_ranks: int, num_slots: int) -> Place
         counts[max(range(len(loads)), key=lambda expert: (worth[expert], -expert))] += 1
     pieces = sorted((-loads[expert] / count, expert) for expert, count in enumerate(counts) for _ in range(count))
     held: list[list[int]] = [[] for _ in range(num_ranks)]
+    before = old.by_rank if old is not None else [()] * num_ranks
+    most = (1 + SLACK) * sum(loads) / num_ranks
     work = [0.0] * num_ranks
     for negative, expert in pieces:
         free = [rank for rank in range(num_ranks) if len(held[rank]) < num_slots]
-        rank = min(free, key=lambda rank: (expert in held[rank], work[rank], len(held[rank]), rank))
+        may_stay = [
+            rank
+            for rank in free
+            if expert in before[rank] and expert not in held[rank] and work[rank] - negative <= most
+        ]
+        rank = min(may_stay or free, key=lambda rank: (expert in held[rank], work[rank], len(held[rank]), rank))
         held[rank].append(expert)
         work[rank] -= negative
     return Placement(tuple(tuple(sorted(experts)) for experts in held))
+
+
+def rearrange(old: Placement, loads: Sequence[int]) -> Placement:
+    """The first of three placements whose busiest rank has at most EVEN_WITHIN more work than an even share, or than in
+    the last: as it is; most stay; any may move. Who stays on a rank keeps the slot."""
+    num_ranks, num_slots = len(old.by_rank), len(old.by_rank[0])
+    most = (1 + EVEN_WITHIN) * sum(loads) / num_ranks
+    if max(old.load_of_ranks(loads)) <= most:
+        return old  # as mostly: the others take a millisecond each
+    near = place_experts(loads, num_ranks, num_slots, old)
+    if max(near.load_of_ranks(loads)) > most:
+        best = place_experts(loads, num_ranks, num_slots)
+        most = (1 + EVEN_WITHIN) * max(best.load_of_ranks(loads))
+        near = next(choice for choice in (old, near, best) if max(choice.load_of_ranks(loads)) <= most)
+    return settle(old, near)
 
 
 def settle(old: Placement, new: Placement) -> Placement:

@@ -20,7 +20,7 @@ from qwen3moe_plugins.errors import InputError
 FORMAT = 2
 FILE_NAME = "manifest.json"
 DTYPES = ("bf16", "fp16", "fp32", "int32")
-KINDS = ("weight", "expert_map", "replicas", "vocab_offset", "rope", "kv_cache", "hidden_states", "batch")
+KINDS = ("weight", "expert_map", "load", "vocab_offset", "rope", "kv_cache", "hidden_states", "batch")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Graph:
 class InputSpec:
     """An input of the graph, in order.
 
-    kind: `weight` (from a checkpoint), `expert_map`, `replicas`, `vocab_offset` and `rope` (made by the runtime),
+    kind: `weight` (from a checkpoint), `expert_map`, `vocab_offset` and `rope` (made by the runtime), `load` (counts),
     `kv_cache`, `hidden_states` (from the stage before), `batch` (each step).
     shape: integers, and names for dynamic dimensions. Of a weight, what one rank holds.
     sources, source_rows: for a weight, the checkpoint's tensors whose rows, one after the other, are this tensor's

@@ -8,6 +8,7 @@ Of a group it is one rank, and of a pipeline one stage; who its peers are it is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from qwen3moe_engine.checkpoint import NUMPY_DTYPES, Checkpoint
 from qwen3moe_engine.logits import HostLogits
 from qwen3moe_engine.manifest import InputSpec, Manifest
 from qwen3moe_engine.parallel.python_ops import register_collectives, serving
-from qwen3moe_engine.parallel.rebalancing import Rebalancer
+from qwen3moe_engine.parallel.rebalancing import Arrival, Rebalancer
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.weights import (
     Progress,
@@ -68,7 +69,7 @@ class OnnxRuntimeExecutor:
         self.max_model_len = manifest.dims.max_position_embeddings
         plans = plan_manifest(manifest, checkpoint, group_rank)
         self.num_bytes_read = sum(plan.num_bytes_read for plan in plans)
-        self._group = group
+        self._group, self._dtype = group, manifest.dtype
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.num_threads
         if group is not None:
@@ -79,13 +80,15 @@ class OnnxRuntimeExecutor:
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._arrays: dict[str, NDArray] = {}
         self._bind_constants(manifest, plans, group_rank, progress)
-        self._caches = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
-        self._spares = {spec.name: self._zeros(spec) for spec in manifest.of_kind("kv_cache")}
+        self._loads = [spec.name for spec in manifest.of_kind("load")]
+        # what a step changes: it reads one of two and writes the other
+        changed = [*manifest.of_kind("kv_cache"), *manifest.of_kind("load")]
+        self._states = {spec.name: self._zeros(spec) for spec in changed}
+        self._spares = {spec.name: self._zeros(spec) for spec in changed}
         self._step_inputs = [spec.name for kind in ("hidden_states", "batch") for spec in manifest.of_kind(kind)]
         self._aliases = {output.name: output.aliases for output in manifest.outputs if output.aliases}
-        self._routed = [output.name for output in manifest.outputs if output.name.startswith("router_logits.")]
-        self._rebalancer = Rebalancer(manifest, plans, group, group_rank) if self._routed and group else None
         self._others = [output.name for output in self._session.get_outputs() if output.name not in self._aliases]
+        self.rebalancer = Rebalancer(manifest, plans, self, group, group_rank) if self._loads and group else None
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> HostLogits:
         return HostLogits(self.execute_all(batch, hidden_states)["logits"])
@@ -99,23 +102,35 @@ class OnnxRuntimeExecutor:
         given = batch.inputs() | ({} if hidden_states is None else {"hidden_states": hidden_states})
         for name in self._step_inputs:
             self._binding.bind_cpu_input(name, np.ascontiguousarray(given[name]))
-        for output, cache in self._aliases.items():
-            self._binding.bind_ortvalue_input(cache, self._caches[cache])
-            self._binding.bind_ortvalue_output(output, self._spares[cache])
+        for output, state in self._aliases.items():
+            self._binding.bind_ortvalue_input(state, self._states[state])
+            self._binding.bind_ortvalue_output(output, self._spares[state])
         for name in self._others:
             self._binding.bind_output(name, "cpu")
         with serving(self._group):
             self._session.run_with_iobinding(self._binding)
-        self._caches, self._spares = self._spares, self._caches
+        self._states, self._spares = self._spares, self._states
         values = self._binding.get_outputs()[len(self._aliases) :]  # in the order they were bound
-        outputs = {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
-        if self._rebalancer is not None:
-            self._rebalancer.count([outputs[name] for name in self._routed], int(batch.cu_seqlens[-1]))
-        return outputs
+        return {name: value.numpy() for name, value in zip(self._others, values, strict=True)}
 
     def rebalance(self) -> int:
         """Moves experts between the ranks of the group to where their work is even. Returns how many came to this."""
-        return self._rebalancer.run(self._write_expert, self._bind) if self._rebalancer is not None else 0
+        return self.rebalancer.run() if self.rebalancer is not None else 0
+
+    def loads(self) -> NDArray[np.uint32]:
+        """As `ExpertSlots`."""
+        return np.stack([self._states[name].numpy() for name in self._loads]).view(np.uint32)
+
+    def take_in(self, arrivals: Sequence[Arrival]) -> None:
+        """As `ExpertSlots`."""
+        for arrival in arrivals:
+            name = arrival.plan.spec.name
+            self._arrays[name][arrival.slot] = convert(read_weight(arrival.plan, self._dtype), COMPUTE_DTYPE, name)
+
+    def bind(self, constants: dict[str, NDArray]) -> None:
+        """As `ExpertSlots`."""
+        for name, array in constants.items():
+            self._bind(name, array)
 
     def abort(self, reason: str) -> None:
         """Its collectives hear of it from the group's board."""
@@ -129,8 +144,7 @@ class OnnxRuntimeExecutor:
             rounded = read_weight(plan, manifest.dtype)
             self._bind(plan.spec.name, convert(rounded, COMPUTE_DTYPE, plan.spec.name))
         tables = {spec.name: cos_sin_cache(manifest.rope, self.max_model_len) for spec in manifest.of_kind("rope")}
-        for name, array in (rank_constants(manifest, group_rank) | tables).items():
-            self._bind(name, array)
+        self.bind(rank_constants(manifest, group_rank) | tables)
 
     def _bind(self, name: str, array: NDArray) -> None:
         """To an input that steps do not change. It reads the array itself, which must outlive the session."""
@@ -139,10 +153,8 @@ class OnnxRuntimeExecutor:
         self._arrays[name] = array
         self._binding.bind_ortvalue_input(name, value)
 
-    def _write_expert(self, name: str, slot: int, array: NDArray) -> None:
-        self._arrays[name][slot] = convert(array, COMPUTE_DTYPE, name)
-
     def _zeros(self, spec: InputSpec) -> Any:
         sizes = {"num_blocks": self.num_blocks, "block_size": self.block_size}
         shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
-        return self._value(np.zeros(shape, NUMPY_DTYPES[COMPUTE_DTYPE]))
+        dtype = spec.dtype if spec.dtype == "int32" else COMPUTE_DTYPE
+        return self._value(np.zeros(shape, NUMPY_DTYPES[dtype]))

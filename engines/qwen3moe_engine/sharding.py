@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from qwen3moe_engine.expert_placement import Placement, place_experts
+from qwen3moe_engine.expert_placement import Placement
 from qwen3moe_engine.layout import Layout
 from qwen3moe_plugins.errors import InputError
 
@@ -64,11 +64,10 @@ def shard_of(name: str, layout: Layout, num_kv_heads: int) -> ShardSpec:
 
 def placement_of(num_experts: int, layout: Layout) -> Placement:
     """Where experts lie to begin with, on the ranks that they are dealt to, one if every rank has them all: neighbours
-    together; with redundant ones, as if all had the same work."""
+    together; redundant slots have the first experts of the next rank."""
     num_slots = (num_experts + layout.redundant_experts) // layout.ep
-    if layout.redundant_experts:
-        return place_experts([1] * num_experts, layout.ep, num_slots)
-    return Placement(tuple(tuple(range(rank * num_slots, (rank + 1) * num_slots)) for rank in range(layout.ep)))
+    starts = [rank * num_experts // layout.ep for rank in range(layout.ep)]
+    return Placement(tuple(tuple((start + slot) % num_experts for slot in range(num_slots)) for start in starts))
 
 
 @dataclass(frozen=True)

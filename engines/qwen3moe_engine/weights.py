@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,11 +127,10 @@ def read_weight(plan: WeightPlan, dtype: str) -> NDArray:
     return out
 
 
-def read_expert(plan: WeightPlan, expert: int, dtype: str, group_rank: int, group_size: int) -> NDArray:
-    """One expert's part of the input, in `dtype`, whether the plan has it or not: the shape of a slot."""
-    pieces = pieces_of(plan.spec, list(plan.stored), group_rank, group_size, [expert])
-    parts = [convert(piece.read(), dtype, piece.tensor.name) for piece in pieces]
-    return np.concatenate(parts).reshape(plan.spec.static_shape[1:])
+def plan_expert(plan: WeightPlan, expert: int, group_rank: int, group_size: int) -> WeightPlan:
+    """Of one expert, whether the input has it or not: what a slot holds."""
+    spec = replace(plan.spec, shape=plan.spec.static_shape[1:])
+    return WeightPlan(spec, pieces_of(plan.spec, list(plan.stored), group_rank, group_size, [expert]), plan.stored)
 
 
 def read_chunks(plan: WeightPlan, dtype: str) -> Iterator[NDArray]:
@@ -181,8 +180,8 @@ def rank_constants(
     layout = manifest.part.layout
     placement = placement or placement_of(manifest.dims.num_experts, layout)
     expert_rank = layout.expert_rank_of(group_rank)
-    maps = {spec.name: placement.expert_map(expert_rank) for spec in manifest.of_kind("expert_map")}
-    maps |= {spec.name: placement.replicas() for spec in manifest.of_kind("replicas")}
+    make_map = placement.balanced_map if layout.redundant_experts else placement.expert_map
+    maps = {spec.name: make_map(expert_rank) for spec in manifest.of_kind("expert_map")}
     return maps | {spec.name: vocab_offset(manifest, group_rank) for spec in manifest.of_kind("vocab_offset")}
 
 

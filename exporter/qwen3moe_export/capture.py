@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qwen3moe_engine.expert_placement import MAP_ROWS
 from qwen3moe_engine.layout import WHOLE, Part
 from qwen3moe_engine.manifest import KINDS, InputSpec, Manifest, OutputSpec
 from qwen3moe_export.config import Qwen3MoeConfig
@@ -21,8 +22,7 @@ from qwen3moe_export.layout import (
     kv_cache_name,
     kv_heads_held,
     layer_of,
-    replicas_name,
-    router_logits_name,
+    load_name,
     weight_specs,
 )
 from qwen3moe_export.program import Program
@@ -63,13 +63,13 @@ def interface_of(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool, par
     """`dtype`: bf16, fp16 or fp32, of weights, activations and KV cache."""
     layers, redundant = part.layers(config.num_layers), part.layout.redundant_experts
     sparse = [i for i in layers if config.is_sparse(i)]
-    counted, num_physical = sparse if redundant else [], config.num_experts + redundant
+    balanced, map_rows = (sparse, (MAP_ROWS,)) if redundant else ([], ())
     kv_shape = ("num_blocks", 2, kv_heads_held(config, part), "block_size", config.head_dim)
     hidden_shape = ("num_tokens", config.hidden_size)
     inputs = (
         *weight_specs(config, dtype, takes_embeddings, part),
-        *(InputSpec(expert_map_name(i), "expert_map", "int32", (num_physical,)) for i in sparse),
-        *(InputSpec(replicas_name(i), "replicas", "int32", (3, num_physical)) for i in counted),
+        *(InputSpec(expert_map_name(i), "expert_map", "int32", (*map_rows, config.num_experts)) for i in sparse),
+        *(InputSpec(load_name(i), "load", "int32", (config.num_experts,)) for i in balanced),
         InputSpec("cos_sin_cache", "rope", "fp32", ("num_positions", config.head_dim)),
         *(InputSpec(kv_cache_name(i), "kv_cache", dtype, kv_shape) for i in layers),
         *_step_inputs(part, dtype, hidden_shape, takes_embeddings),
@@ -79,7 +79,7 @@ def interface_of(config: Qwen3MoeConfig, dtype: str, takes_embeddings: bool, par
         if part.is_last
         else OutputSpec("hidden_states_out", dtype, hidden_shape),
         *(OutputSpec(f"{kv_cache_name(i)}_out", dtype, kv_shape, kv_cache_name(i)) for i in layers),
-        *(OutputSpec(router_logits_name(i), dtype, ("num_tokens", config.num_experts)) for i in counted),
+        *(OutputSpec(f"{load_name(i)}_out", "int32", (config.num_experts,), load_name(i)) for i in balanced),
     )
     return Interface(inputs, outputs)
 
@@ -122,7 +122,7 @@ def arrange(interface: Interface | Manifest, values: dict[str, Any]) -> dict[str
     return {
         "weights": by_kind["weight"],
         "expert_maps": {layer_of(name): value for name, value in by_kind["expert_map"].items()},
-        "replicas": {layer_of(name): value for name, value in by_kind["replicas"].items()},
+        "loads": {layer_of(name): value for name, value in by_kind["load"].items()},
         "cos_sin_cache": values["cos_sin_cache"],
         "kv_caches": {layer_of(name): value for name, value in by_kind["kv_cache"].items()},
         "step": by_kind["hidden_states"] | by_kind["vocab_offset"] | by_kind["batch"],

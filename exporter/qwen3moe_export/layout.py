@@ -136,12 +136,8 @@ def expert_map_name(layer_idx: int) -> str:
     return f"{layer_prefix(layer_idx)}mlp.expert_map"
 
 
-def replicas_name(layer_idx: int) -> str:
-    return f"{layer_prefix(layer_idx)}mlp.replicas"
-
-
-def router_logits_name(layer_idx: int) -> str:
-    return f"router_logits.{layer_idx}"
+def load_name(layer_idx: int) -> str:
+    return f"{layer_prefix(layer_idx)}mlp.load"
 
 
 def kv_cache_name(layer_idx: int) -> str:

@@ -15,13 +15,14 @@ G query heads a key/value head serves.
 from __future__ import annotations
 
 import onnx
-from onnxscript import FLOAT, INT64, script
+from onnxscript import FLOAT, INT32, INT64, script
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 
 from qwen3moe_engine.parallel.python_ops import PYTHON_OP_DOMAIN, collective_name
 from qwen3moe_plugins.ops import (
     ADD_RMS_NORM,
+    BALANCED_MOE,
     COLLECTIVES,
     DOMAIN,
     LINEAR,
@@ -167,6 +168,41 @@ def MoE(hidden, router_logits, gate_up, down, expert_map, top_k: int, norm_topk_
     return op.CastLike(out, hidden)
 
 
+@script(Opset(DOMAIN, BALANCED_MOE.version), default_opset=op)
+def BalancedMoE(
+    hidden, router_logits, gate_up, down, expert_map, positions, cu_seqlens, load, top_k: int, norm_topk_prob: int
+):
+    zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    last = op.Constant(value_ints=[-1])
+
+    # each token's experts and where they are for it: [T, top_k]
+    probs = op.Softmax(op.Cast(router_logits, to=FLOAT.dtype), axis=-1)
+    best, chosen = op.TopK(probs, op.Reshape(op.Constant(value_int=top_k), one), axis=-1)
+    renormalise = op.Cast(op.Constant(value_int=norm_topk_prob), to=onnx.TensorProto.BOOL)
+    total = op.Where(renormalise, op.ReduceSum(best, last), op.Constant(value_float=1.0))
+    row = op.Mod(op.Cast(positions, to=INT64.dtype), op.Shape(expert_map, start=0, end=1))
+    slot = op.GatherElements(op.Gather(op.Cast(expert_map, to=INT64.dtype), row), chosen, axis=1)
+
+    # tokens that an expert served
+    token = op.Range(op.Squeeze(zero), op.Squeeze(op.Shape(hidden, start=0, end=1)), op.Squeeze(one))
+    is_token = op.Unsqueeze(token, one) < op.Gather(op.Cast(cu_seqlens, to=INT64.dtype), last)
+    served = op.Cast(op.And(slot > last, is_token), to=INT32.dtype)
+    load_out = op.ScatterElements(load, op.Reshape(chosen, last), op.Reshape(served, last), axis=0, reduction="add")
+
+    # routing weights as a dense [T, E_local], then as in MoE
+    slots = op.Range(op.Squeeze(zero), op.Squeeze(op.Shape(gate_up, start=0, end=1)), op.Squeeze(one))
+    is_in_slot = op.Cast(op.Unsqueeze(slot, last) == slots, to=FLOAT.dtype)
+    weights = op.ReduceSum(op.Unsqueeze(best / total, last) * is_in_slot, one, keepdims=0)
+    hidden_t = op.Transpose(hidden, perm=[1, 0])
+    gate, up = op.Split(op.MatMul(gate_up, hidden_t), axis=1, num_outputs=2)
+    activated = gate * op.Sigmoid(gate) * up
+    by_slot = op.Cast(op.MatMul(down, activated), to=FLOAT.dtype)
+    weighted = by_slot * op.Unsqueeze(op.Transpose(weights, perm=[1, 0]), one)
+    out = op.Transpose(op.ReduceSum(weighted, zero, keepdims=0), perm=[1, 0])
+    return op.CastLike(out, hidden), load_out
+
+
 @script(Opset(DOMAIN, RMS_NORM.version), default_opset=op)
 def RMSNorm(x, weight, eps: float):
     x32 = op.Cast(x, to=FLOAT.dtype)
@@ -194,7 +230,7 @@ def LinearFloat32(x, weight):
     return op.Gemm(op.Cast(x, to=FLOAT.dtype), op.Cast(weight, to=FLOAT.dtype), transB=1)
 
 
-_FUNCTIONS = (PagedAttention, MoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
+_FUNCTIONS = (PagedAttention, MoE, BalancedMoE, RMSNorm, AddRMSNorm, Linear, LinearFloat32)
 
 
 def local_functions() -> list[onnx.FunctionProto]:

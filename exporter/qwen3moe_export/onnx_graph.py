@@ -79,7 +79,8 @@ def expected_op_counts(config: Qwen3MoeConfig, part: Part, embeds: bool) -> dict
     reductions = len(layers) * (1 + (layout.attention_degree > 1)) + embeds if layout.group_size > 1 else 0
     gathers = int(part.is_last and layout.group_size > 1)
     num_sparse = sum(map(config.is_sparse, layers))
-    counts = {"PagedAttention": len(layers), "MoE": num_sparse, **norms, "AllReduce": reductions, "AllGather": gathers}
+    experts = {"BalancedMoE" if layout.redundant_experts else "MoE": num_sparse}
+    counts = {"PagedAttention": len(layers), **experts, **norms, "AllReduce": reductions, "AllGather": gathers}
     return {name: count for name, count in counts.items() if count}
 
 

@@ -12,6 +12,7 @@ from qwen3moe_plugins.ops import (
     ADD_RMS_NORM,
     ALL_REDUCE,
     ALL_REDUCE_ADD_RMS_NORM,
+    BALANCED_MOE,
     DOMAIN,
     OPS,
     PAGED_ATTENTION,
@@ -184,20 +185,20 @@ class FuseAllReduce(_NamedPass):
 
 class LowerForTensorRT8(_NamedPass):
     """Requires: every operator outside the standard domain has a TensorRT 8.6 plugin. Ensures: opset 17, no functions,
-    and no kv_cache outputs, as its plugin writes kv_cache in place."""
+    and no outputs that alias an input (kv_cache, load), as its plugins write these in place."""
 
     def edit(self, model: ir.Model) -> int:
-        attention = [node for node in model.graph if node.op_type == PAGED_ATTENTION.name]
+        aliasing = [node for node in model.graph if node.op_type in (PAGED_ATTENTION.name, BALANCED_MOE.name)]
         logits, *_ = model.graph.outputs
         model.graph.outputs[:] = [logits]
-        for node in attention:
+        for node in aliasing:
             node.resize_outputs(1)
         for node in list(model.graph):
             if node.op_type == "Split":
                 self._split_by_sizes(model.graph, node)
         model.functions.clear()
         model.graph.opset_imports[""] = TENSORRT8_OPSET
-        return len(attention)
+        return len(aliasing)
 
     def _split_by_sizes(self, graph: ir.Graph, node: ir.Node) -> None:
         """Split's attribute num_outputs came with opset 18; before it sizes are an input."""

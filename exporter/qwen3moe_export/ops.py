@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3moe_export.model import attend, rotate, route
-from qwen3moe_plugins.ops import COLLECTIVES, DOMAIN, MOE, PAGED_ATTENTION, OpDecl
+from qwen3moe_plugins.ops import BALANCED_MOE, COLLECTIVES, DOMAIN, MOE, PAGED_ATTENTION, OpDecl
 
 
 @torch.library.custom_op(f"{DOMAIN}::PagedAttention", mutates_args=())
@@ -71,10 +71,37 @@ def moe(
 ) -> Tensor:
     """See MOE in qwen3moe_plugins.ops. Weighted sum in fp32, rounded once."""
     weights, chosen = route(router_logits, top_k, bool(norm_topk_prob))
+    return _run_experts(hidden, weights, expert_map[chosen], gate_up, down)
+
+
+@torch.library.custom_op(f"{DOMAIN}::BalancedMoE", mutates_args=())
+def balanced_moe(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    expert_map: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    load: Tensor,
+    top_k: int,
+    norm_topk_prob: int,
+) -> tuple[Tensor, Tensor]:
+    """See BALANCED_MOE in qwen3moe_plugins.ops."""
+    weights, chosen = route(router_logits, top_k, bool(norm_topk_prob))
+    slots = expert_map[positions % len(expert_map)].gather(1, chosen)
+    is_token = torch.arange(len(hidden)) < cu_seqlens[-1]
+    served = chosen[(slots >= 0) & is_token[:, None]]
+    counts = torch.bincount(served, minlength=len(load)).to(load.dtype)
+    return _run_experts(hidden, weights, slots, gate_up, down), load + counts
+
+
+def _run_experts(hidden: Tensor, weights: Tensor, slots: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """weights, slots: [T, top_k], of each token's experts; a slot of -1 adds nothing."""
     out = torch.zeros_like(hidden, dtype=torch.float32)
-    for expert_idx, slot in enumerate(expert_map.tolist()):
-        token, rank = torch.where(chosen == expert_idx)
-        if slot < 0 or token.numel() == 0:
+    for slot in range(len(gate_up)):
+        token, rank = torch.where(slots == slot)
+        if token.numel() == 0:
             continue
         gate, up = F.linear(hidden[token], gate_up[slot]).chunk(2, dim=-1)
         out[token] += F.linear(F.silu(gate) * up, down[slot]).float() * weights[token, rank, None]
@@ -84,6 +111,12 @@ def moe(
 @moe.register_fake
 def _(hidden: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(hidden)
+
+
+@balanced_moe.register_fake
+def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    load = rest[6]
+    return torch.empty_like(hidden), torch.empty_like(load)
 
 
 @torch.library.custom_op(f"{DOMAIN}::AllReduce", mutates_args=())
@@ -116,6 +149,6 @@ def _check_signature(op: torch._ops.OpOverload, declaration: OpDecl) -> None:
 
 
 # The norms are torch's own in the program; the ONNX graph fuses them.
-TORCH_OPS = (PAGED_ATTENTION, MOE, *COLLECTIVES)
+TORCH_OPS = (PAGED_ATTENTION, MOE, BALANCED_MOE, *COLLECTIVES)
 for _declaration in TORCH_OPS:
     _check_signature(getattr(torch.ops.qwen3moe, _declaration.name).default, _declaration)

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from qwen3moe_engine.layout import WHOLE, Part
 from qwen3moe_export.config import Qwen3MoeConfig
 from qwen3moe_export.layout import EMBEDDING, FINAL_NORM, LM_HEAD, kv_heads_held, layer_prefix
-from qwen3moe_export.ops import all_gather, all_reduce, moe, paged_attention
-
-NEVER = 30000  # a logit that much lower is never chosen; fp16 reaches 65504
+from qwen3moe_export.ops import all_gather, all_reduce, balanced_moe, moe, paged_attention
 
 
 class Program(nn.Module):
@@ -34,19 +32,18 @@ class Program(nn.Module):
         self,
         weights: dict[str, Tensor],
         expert_maps: dict[int, Tensor],
-        replicas: dict[int, Tensor],
+        loads: dict[int, Tensor],
         cos_sin_cache: Tensor,
         kv_caches: dict[int, Tensor],
         step: dict[str, Tensor],
     ) -> tuple[Any, ...]:
-        """expert_maps: of the sparse layers, int32 [E]; replicas: of those with redundant experts, as
-        `Placement.replicas`, whose physical experts expert_maps then counts. step: input_ids int32 [T], or
-        inputs_embeds or hidden_states [T, H]; vocab_offset int32 [1]; logits_indices int32 [N], rows of T. The rest as
-        in PAGED_ATTENTION of qwen3moe_plugins.ops. Returns fp32 logits [N, V], or hidden states [T, H],
-        the KV caches, and with redundant experts the router's logits [T, E] of each sparse layer."""
+        """expert_maps: of the sparse layers, int32 [E]; with redundant experts [R, E], and loads, int32 [E], as in
+        BALANCED_MOE of qwen3moe_plugins.ops. step: input_ids int32 [T], or inputs_embeds or hidden_states [T, H];
+        vocab_offset int32 [1]; logits_indices int32 [N], rows of T. The rest as in PAGED_ATTENTION. Returns fp32 logits
+        [N, V], or hidden states [T, H], the KV caches, and the loads if there are any."""
         x = self._enter(weights, step)
         new_caches: list[Tensor] = []
-        routed: list[Tensor] = []
+        new_loads: list[Tensor] = []
         for layer_idx, kv_cache in kv_caches.items():
             layer = _LayerWeights(weights, layer_idx)
             normed = self._norm(x, layer["input_layernorm.weight"])
@@ -55,17 +52,15 @@ class Program(nn.Module):
             x = x + attended
             normed = self._norm(x, layer["post_attention_layernorm.weight"])
             if self.config.is_sparse(layer_idx):
-                router_logits = F.linear(normed, layer["mlp.gate.weight"])
-                if layer_idx in replicas:
-                    routed.append(router_logits)
-                    router_logits = _of_physical(router_logits, replicas[layer_idx], step["positions"])
-                fed = self._sparse_mlp(layer, normed, router_logits, expert_maps[layer_idx])
+                balancing = (step["positions"], step["cu_seqlens"], loads[layer_idx]) if layer_idx in loads else ()
+                fed, *new_load = self._sparse_mlp(layer, normed, expert_maps[layer_idx], *balancing)
+                new_loads += new_load
             else:
                 fed = self._mlp(layer, normed)
             x = x + self._sum(fed, self.group_size)
             new_caches.append(new_cache)
         out = self._logits(weights, x, step["logits_indices"]) if self.part.is_last else x
-        return (out, new_caches, routed) if routed else (out, new_caches)
+        return (out, new_caches, new_loads) if new_loads else (out, new_caches)
 
     def _enter(self, weights: dict[str, Tensor], step: dict[str, Tensor]) -> Tensor:
         if not self.part.is_first:
@@ -109,21 +104,20 @@ class Program(nn.Module):
         summed = all_reduce(F.linear(out, weight))
         return (summed if bias is None else summed + bias), kv_cache
 
-    def _sparse_mlp(self, layer: _LayerWeights, x: Tensor, router_logits: Tensor, expert_map: Tensor) -> Tensor:
+    def _sparse_mlp(
+        self, layer: _LayerWeights, x: Tensor, expert_map: Tensor, *balancing: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What the experts make of x, and the layer's load if experts are balanced."""
+        router_logits = F.linear(x, layer["mlp.gate.weight"])
         gate_up, down = layer["mlp.experts.gate_up_proj"], layer["mlp.experts.down_proj"]
-        return moe(x, router_logits, gate_up, down, expert_map, self.config.top_k, int(self.config.norm_topk_prob))
+        routing = (self.config.top_k, int(self.config.norm_topk_prob))
+        if balancing:
+            return balanced_moe(x, router_logits, gate_up, down, expert_map, *balancing, *routing)
+        return (moe(x, router_logits, gate_up, down, expert_map, *routing),)
 
     def _mlp(self, layer: _LayerWeights, x: Tensor) -> Tensor:
         gate, up = F.linear(x, layer["mlp.gate_up_proj.weight"]).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, layer["mlp.down_proj.weight"])
-
-
-def _of_physical(router_logits: Tensor, replicas: Tensor, positions: Tensor) -> Tensor:
-    """Router logits [T, E] as logits of physical experts: a token sees one replica of each expert, the others so low
-    that their probability is zero. It is chosen by position, so that it does not depend on the batch."""
-    expert, number, count = replicas[0], replicas[1], replicas[2]
-    is_chosen = positions[:, None] % count == number
-    return router_logits.index_select(1, expert) + ((is_chosen.int() - 1) * NEVER).to(router_logits.dtype)
 
 
 class _LayerWeights:

@@ -37,12 +37,13 @@ MoEShape = _structure(
     "MoEShape",
     [(name, c_int32) for name in (
         "dtype", "num_tokens", "hidden_size", "intermediate_size",
-        "num_experts", "num_local_experts", "top_k", "norm_topk_prob")],
+        "num_experts", "num_local_experts", "top_k", "norm_topk_prob", "map_rows", "num_seqs")],
 )  # fmt: skip
 MoETensors = _structure(
     "MoETensors",
-    [(name, c_void_p) for name in ("hidden", "router_logits", "gate_up", "down", "expert_map", "out")],
-)
+    [(name, c_void_p) for name in (
+        "hidden", "router_logits", "gate_up", "down", "expert_map", "out", "positions", "cu_seqlens", "load")],
+)  # fmt: skip
 RMSNormShape = _structure(
     "RMSNormShape", [("dtype", c_int32), ("num_tokens", c_int32), ("hidden_size", c_int32), ("eps", c_float)]
 )

@@ -4,8 +4,8 @@ Owns: names, versions, inputs, outputs and attributes of every operator in the `
 are checked against these declarations. Must not know torch, onnx or TensorRT.
 
 Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
-heads, E logical experts, E_local experts held here, I expert width, P rows of the rotary table, N rows and K columns of
-a weight, M rows and C columns of any matrix, world_size ranks of the group.
+heads, E logical experts, E_local experts held here, R rows of a map of experts with replicas, I expert width, P rows of
+the rotary table, N rows and K columns of a weight, M rows and C columns of any matrix, world_size ranks of the group.
 """
 
 from __future__ import annotations
@@ -108,6 +108,24 @@ MOE = OpDecl(
     attributes=(AttributeDecl("top_k", "int"), AttributeDecl("norm_topk_prob", "int")),
 )
 
+# MoE of experts that may have replicas on several ranks. Row (positions[t] % R) of expert_map says which of them this
+# rank serves token t with; in all rows that have one, an expert's slot is the same. load_out[e] is load[e] and how many
+# tokens ahead of the padding, which begins at cu_seqlens[B], expert e served here; it wraps at 2^32.
+BALANCED_MOE = OpDecl(
+    name="BalancedMoE",
+    version=1,
+    inputs=(
+        *MOE.inputs[:-1],
+        TensorDecl("expert_map", INT32, ("R", "E")),
+        TensorDecl("positions", INT32, ("T",)),
+        TensorDecl("cu_seqlens", INT32, ("B + 1",)),
+        TensorDecl("load", INT32, ("E",)),
+    ),
+    outputs=(*MOE.outputs, TensorDecl("load_out", INT32, ("E",))),
+    attributes=MOE.attributes,
+    aliases=(("load_out", "load"),),
+)
+
 # weight * x / sqrt(mean(x^2) + eps) over H, in fp32, rounded once.
 RMS_NORM = OpDecl(
     name="RMSNorm",
@@ -179,6 +197,7 @@ ALL_GATHER = OpDecl(
 OPS: tuple[OpDecl, ...] = (
     PAGED_ATTENTION,
     MOE,
+    BALANCED_MOE,
     RMS_NORM,
     ADD_RMS_NORM,
     LINEAR,

@@ -8,20 +8,22 @@ import onnxruntime
 import pytest
 import torch
 
-from qwen3moe_export.onnx_functions import Linear, LinearFloat32, MoE, PagedAttention
-from qwen3moe_export.ops import moe, paged_attention
+from qwen3moe_export.onnx_functions import BalancedMoE, Linear, LinearFloat32, MoE, PagedAttention
+from qwen3moe_export.ops import balanced_moe, moe, paged_attention
 from qwen3moe_plugins.ops import DOMAIN
 
 
 def function_session(function, inputs: dict[str, torch.Tensor], attributes: dict) -> onnxruntime.InferenceSession:
     """A model of one node that calls `function`."""
     elem_types = {torch.float32: onnx.TensorProto.FLOAT, torch.int32: onnx.TensorProto.INT32}
+    outputs = {"load_out": onnx.TensorProto.INT32}
     proto = function.to_function_proto()
     node = onnx.helper.make_node(proto.name, list(inputs), list(proto.output), domain=DOMAIN, **attributes)
     graph = onnx.helper.make_graph(
         [node], "one_node",
         [onnx.helper.make_tensor_value_info(name, elem_types[x.dtype], [None] * x.dim()) for name, x in inputs.items()],
-        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in proto.output],
+        [onnx.helper.make_tensor_value_info(name, outputs.get(name, onnx.TensorProto.FLOAT), None)
+         for name in proto.output],
     )  # fmt: skip
     opsets = [onnx.helper.make_opsetid(DOMAIN, 1), onnx.helper.make_opsetid("", 23)]
     model = onnx.helper.make_model(graph, functions=[proto], opset_imports=opsets, ir_version=10)
@@ -85,6 +87,35 @@ def test_moe_prefers_the_lower_expert_among_equals():
     expected = torch.stack([torch.nn.functional.silu(x) * x for x in torch.tensor([4.0, 6.0])]).mean()
     torch.testing.assert_close(moe(**inputs, **attributes), expected.expand(1, 2))
     torch.testing.assert_close(run_function(MoE, inputs, attributes)[0], expected.expand(1, 2))
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 8])
+def test_balanced_moe_function(top_k):
+    """Three rows of a map, two sequences and three tokens of padding: each token is served as by MoE with its row."""
+    generator = torch.Generator().manual_seed(top_k)
+    tensors = dict(hidden=(11, 12), router_logits=(11, 8), gate_up=(5, 14, 12), down=(5, 12, 7))
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in tensors.items()}
+    attributes = {"top_k": top_k, "norm_topk_prob": 1}
+    rows = torch.tensor([[3, -1, 0, 4, -1, 2, -1, 1], [3, -1, -1, 4, -1, 2, -1, -1], [-1, -1, 0, -1, -1, 2, -1, 1]])
+    more = {
+        "expert_map": rows.to(torch.int32),
+        "positions": torch.tensor([0, 1, 2, 3, 4, 17, 18, 0, 0, 1, 2], dtype=torch.int32),
+        "cu_seqlens": torch.tensor([0, 5, 8], dtype=torch.int32),
+        "load": torch.arange(8, dtype=torch.int32),
+    }
+    expected_out, expected_load = balanced_moe(**inputs, **more, **attributes)
+    out, load = run_function(BalancedMoE, inputs | more, attributes)
+    torch.testing.assert_close(out, expected_out, rtol=1e-5, atol=1e-5)
+    assert torch.equal(load, expected_load)
+
+    of_token = more["positions"] % 3
+    plain = [moe(**inputs, expert_map=row, **attributes) for row in more["expert_map"]]
+    torch.testing.assert_close(out, torch.stack(plain)[of_token, torch.arange(11)], rtol=1e-5, atol=1e-5)
+    chosen = inputs["router_logits"].topk(top_k).indices
+    served = [
+        sum(expert in chosen[token] and rows[of_token[token], expert] >= 0 for token in range(8)) for expert in range(8)
+    ]
+    assert (load - more["load"]).tolist() == served
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(6, 2), (4, 1), (3, 3)])

@@ -29,7 +29,7 @@ def test_cpp_declarations_are_those_of_ops_py(built_library, name):
 @pytest.mark.parametrize("op", ops.OPS, ids=lambda op: op.name)
 def test_shells_may_assume_what_they_assume(op):
     assert op.inputs[0].dtype == ops.ACTIVATION, "the shells take the activation type from input 0"
-    assert {tensor.dtype for tensor in op.outputs} <= {ops.ACTIVATION, ops.FLOAT32}
+    assert op.outputs[0].dtype in (ops.ACTIVATION, ops.FLOAT32)
     aliased = [tensor.name in dict(op.aliases) for tensor in op.outputs]
     assert aliased == sorted(aliased), "the TensorRT 8.6 shell drops aliased outputs, which must come last"
 

@@ -22,7 +22,7 @@ HIDDEN, EXPERTS, EXPERT_WIDTH = 256, 8, 64
 SIZES = {
     "(Hq + 2 Hkv) D": (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM, "D": HEAD_DIM, "Hkv": NUM_KV_HEADS, "2": 2,
     "block_size": BLOCK_SIZE, "P": 128, "H": HIDDEN, "E": EXPERTS, "E_local": EXPERTS, "I": EXPERT_WIDTH,
-    "2 I": 2 * EXPERT_WIDTH, "K": HIDDEN, "N": 104, "C": 48,
+    "R": 24, "2 I": 2 * EXPERT_WIDTH, "K": HIDDEN, "N": 104, "C": 48,
 }  # fmt: skip
 DYNAMIC = {
     "T": (1, 8, 64), "B": (1, 2, 4), "B + 1": (2, 3, 5), "num_blocks": (1, 8, 32), "max_blocks": (1, 4, 8),
@@ -33,6 +33,7 @@ ATTRIBUTES = {
         "num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "scale": 0.125, "eps": 1e-6,
     },
     "MoE": {"top_k": 2, "norm_topk_prob": 1},
+    "BalancedMoE": {"top_k": 2, "norm_topk_prob": 1},
     "RMSNorm": {"eps": 1e-6},
     "AddRMSNorm": {"eps": 1e-6},
     "Linear": {},
@@ -253,6 +254,8 @@ def test_a_wrong_attribute_fails_the_build_by_name(plugin_registry, capfd, op, c
         (ops.MOE, "hidden", ("T", 96), "gate_up: dimension 2, H"),
         (ops.MOE, "down", ("E_local", "H", 2 * EXPERT_WIDTH), "rows of gate_up"),
         (ops.MOE, "expert_map", ("E", 1), "expert_map: rank"),
+        (ops.BALANCED_MOE, "expert_map", (33, "E"), "rows of expert_map"),
+        (ops.BALANCED_MOE, "load", (EXPERTS + 1,), "load: dimension 0, E"),
         (ops.LINEAR, "x", ("T", 128), "weight: dimension 1, K"),
         (ops.LINEAR_FLOAT32, "weight", (100, "K"), "rows of weight 100"),
     ],

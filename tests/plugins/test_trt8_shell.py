@@ -11,7 +11,8 @@ from qwen3moe_plugins.library import PLUGINS_TRT8
 HERE = Path(__file__).resolve().parent
 INTERFACE = HERE.parents[1] / "plugins" / "src" / "tensorrt" / "interface_v2.h"
 
-# T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here. Each tensor's pair says
+# T = 7, Hq = 8, Hkv = 2, D = 64, H = 256. PagedAttention has no output kv_cache_out here, BalancedMoE
+# no load_out. Each tensor's pair says
 # whether it is taken in the declared type (fp16 for activations) and fp32; the last pair is the output's: fp16, fp32.
 EXPECTED = f"""\
 creators {len(ops.OPS)}
@@ -28,6 +29,13 @@ output refused
 type 1
 workspace some
 formats 10 10 10 10 10 10
+enqueue of a wrong rank failed
+plugin qwen3moe BalancedMoE 1
+output 7 256
+output refused
+type 1
+workspace some
+formats 10 10 10 10 10 10 10 10 10
 enqueue of a wrong rank failed
 plugin qwen3moe Linear 1
 output 7 48
@@ -76,6 +84,8 @@ def test_plugins_answer_a_builder(built_library, tmp_path):
         ["PagedAttention", "enqueue"],
         ["MoE", "getOutputDimensions"],
         ["MoE", "enqueue"],
+        ["BalancedMoE", "getOutputDimensions"],
+        ["BalancedMoE", "enqueue"],
         ["Linear", "getOutputDimensions"],
         ["Linear", "enqueue"],
         ["LinearFloat32", "getOutputDimensions"],

@@ -143,14 +143,16 @@ int main(int, char** arguments) {
     const PluginField moe[] = {{"top_k", &top_k, PluginFieldType::kINT32, 1},
                                {"norm_topk_prob", &norm, PluginFieldType::kINT32, 1}};
     probe(creators[1], {2, moe}, {{7, 256}, {7, 8}, {8, 128, 256}, {8, 256, 64}, {8}}, {half, half, half, half, index});
+    probe(creators[2], {2, moe}, {{7, 256}, {7, 8}, {8, 128, 256}, {8, 256, 64}, {24, 8}, {7}, {4}, {8}},
+          {half, half, half, half, index, index, index, index});
     const PluginFieldCollection none = {0, nullptr};
-    probe(creators[4], none, {{7, 256}, {48, 256}}, {half, half});
-    probe(creators[5], none, {{20, 256}, {48, 256}}, {half, half});
-    probe(creators[6], none, {{7, 256}}, {half});
+    probe(creators[5], none, {{7, 256}, {48, 256}}, {half, half});
+    probe(creators[6], none, {{20, 256}, {48, 256}}, {half, half});
+    probe(creators[7], none, {{7, 256}}, {half});
     const int32_t world_size = 3;
     const PluginField gather[] = {{"world_size", &world_size, PluginFieldType::kINT32, 1}};
-    probe(creators[7], {1, gather}, {{7, 256}}, {half});
-    enqueue_alone(creators[6], none);
-    enqueue_alone(creators[7], {1, gather});
+    probe(creators[8], {1, gather}, {{7, 256}}, {half});
+    enqueue_alone(creators[7], none);
+    enqueue_alone(creators[8], {1, gather});
     return creators[1]->createPlugin("node", nullptr) == nullptr ? 0 : 1;
 }

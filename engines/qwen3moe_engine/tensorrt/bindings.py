@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.block_manager import num_blocks_for
@@ -30,6 +31,7 @@ class Bindings:
         for spec in manifest.of_kind("weight"):
             self._place(spec)
         self._place_constants()
+        self._place_loads()
 
     def close(self) -> None:
         self.memory.close()
@@ -70,6 +72,20 @@ class Bindings:
     def _place(self, spec: InputSpec) -> None:
         self.addresses[spec.name] = self.memory.allocate(num_bytes_of(spec), spec.name)
         self.shapes[spec.name] = spec.static_shape
+
+    def _place_loads(self) -> None:
+        """Zeros, [layers, `load_stride`] int32 at `load_address`, so that one copy brings all."""
+        specs = self._manifest.of_kind("load")
+        if not specs:
+            return
+        self.load_stride = -(-self._manifest.dims.num_experts // 64) * 64  # 256 bytes, as TensorRT wants addresses
+        zeros = np.zeros((len(specs), self.load_stride), np.int32)
+        self.load_address = self.memory.allocate(zeros.nbytes, "loads of experts")
+        self._stream.to_device(self.load_address, zeros.ctypes.data, zeros.nbytes)
+        self._stream.synchronize()
+        for number, spec in enumerate(specs):
+            self.addresses[spec.name] = self.load_address + number * self.load_stride * zeros.itemsize
+            self.shapes[spec.name] = spec.static_shape
 
     def _place_constants(self) -> None:
         specs = {spec.name: spec for spec in self._manifest.inputs}

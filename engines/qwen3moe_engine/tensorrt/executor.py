@@ -21,6 +21,7 @@ from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
 from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
+from qwen3moe_engine.tensorrt.expert_slots import DeviceExperts
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
 from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
@@ -56,7 +57,7 @@ class TensorRTExecutor:
 
     checkpoint: None with `random_weights` in the configuration. group_rank: this rank's place in its group, where the
     export is for more than one; then its collectives need a `Communicator`. num_bytes_read: of the
-    checkpoint. phases: of the start.
+    checkpoint. weights, experts: what a `Rebalancer` moves. phases: of the start.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class TensorRTExecutor:
             self._stream = Stream()
             self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
             self.load_report = self._load(manifest, weights, is_random, kernels, progress)
+            self.weights, maker = weights, self._maker(manifest, kernels) if is_random else None
+            self.experts = DeviceExperts(manifest, self._bindings, self._stream, maker, progress)
         with self.phases("memory of steps, KV pool, contexts"):
             self._place_step(manifest, kernels)
             self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
@@ -187,9 +190,11 @@ class TensorRTExecutor:
         addresses = self._bindings.addresses
         if not is_random:
             return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
+        return fill_weights(weights, addresses, self._maker(manifest, kernels), self._stream)
+
+    def _maker(self, manifest: Manifest, kernels: KernelLibrary) -> WeightMaker:
         assert self._config.random_weights is not None, "neither a checkpoint nor a seed"
-        maker = WeightMaker(self._config.random_weights, manifest.dims.top_k, kernels, self._stream.handle)
-        return fill_weights(weights, addresses, maker, self._stream)
+        return WeightMaker(self._config.random_weights, manifest.dims.top_k, kernels, self._stream.handle)
 
     def _make_context(self, profile: int) -> Any:
         """A context with every address bound. All share one scratch memory, as only one runs at a time."""

@@ -37,21 +37,26 @@ def stream_weights(
 
     While one buffer is on its way to the device the other is filled from the file.
     """
-    start, num_bytes, itemsize = time.perf_counter(), 0, NUMPY_DTYPES[dtype].itemsize
-    with _DoubleBuffer(stream) as buffers:
+    start, num_bytes = time.perf_counter(), 0
+    with DoubleBuffer(stream, CHUNK_BYTES) as buffers:
         for plan in progress(plans, "loading weights"):
-            target = addresses[plan.spec.name]
-            for piece in plan.pieces:
-                rows_at_once = max(1, CHUNK_BYTES // itemsize // piece.num_columns)
-                for row in range(0, piece.num_rows, rows_at_once):
-                    part = piece.part(row, rows_at_once)
-                    buffer = buffers.next_free(part.size * itemsize)
-                    _read(part, dtype, buffer)
-                    buffers.send(buffer, target)
-                    target += buffer.nbytes
-                    num_bytes += buffer.nbytes
+            num_bytes += stream_weight(plan, addresses[plan.spec.name], dtype, buffers)
         stream.synchronize()
     return LoadReport(num_bytes, time.perf_counter() - start)
+
+
+def stream_weight(plan: WeightPlan, address: int, dtype: str, buffers: DoubleBuffer) -> int:
+    """The same of one plan, to `address`. Returns the number of bytes."""
+    target, itemsize = address, NUMPY_DTYPES[dtype].itemsize
+    for piece in plan.pieces:
+        rows_at_once = max(1, buffers.num_bytes // itemsize // piece.num_columns)
+        for row in range(0, piece.num_rows, rows_at_once):
+            part = piece.part(row, rows_at_once)
+            buffer = buffers.next_free(part.size * itemsize)
+            _read(part, dtype, buffer)
+            buffers.send(buffer, target)
+            target += buffer.nbytes
+    return target - address
 
 
 def _read(part: Piece, dtype: str, out: NDArray[np.uint8]) -> None:
@@ -62,16 +67,16 @@ def _read(part: Piece, dtype: str, out: NDArray[np.uint8]) -> None:
         out[:] = convert(part.read(), dtype, part.tensor.name).view(np.uint8)
 
 
-class _DoubleBuffer:
-    """Two pinned buffers, used in turn."""
+class DoubleBuffer:
+    """Two pinned buffers of `num_bytes`, used in turn."""
 
-    def __init__(self, stream: Stream):
-        self._stream = stream
-        self._buffers = [PinnedBuffer(CHUNK_BYTES) for _ in range(2)]
+    def __init__(self, stream: Stream, num_bytes: int):
+        self._stream, self.num_bytes = stream, num_bytes
+        self._buffers = [PinnedBuffer(num_bytes) for _ in range(2)]
         self._sent: list[Any] = [None, None]
         self._turn = 0
 
-    def __enter__(self) -> _DoubleBuffer:
+    def __enter__(self) -> DoubleBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -61,10 +61,14 @@ def fill_weights(
     """Makes the pieces of `plans`, of a `random_checkpoint`, at the addresses of their weights."""
     start, num_bytes = time.perf_counter(), 0
     for plan in plans:
-        address = addresses[plan.spec.name]
-        for piece in plan.pieces:
-            maker.fill(piece, address)
-            address += piece.num_bytes
-            num_bytes += piece.num_bytes
+        num_bytes += fill_weight(plan, addresses[plan.spec.name], maker)
     stream.synchronize()
     return LoadReport(num_bytes, time.perf_counter() - start)
+
+
+def fill_weight(plan: WeightPlan, address: int, maker: WeightMaker) -> int:
+    """The same of one plan, to `address`. Returns the number of bytes."""
+    for piece in plan.pieces:
+        maker.fill(piece, address)
+        address += piece.num_bytes
+    return plan.num_bytes_read

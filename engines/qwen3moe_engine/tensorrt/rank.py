@@ -20,6 +20,7 @@ from qwen3moe_engine.logits import Logits
 from qwen3moe_engine.manifest import FILE_NAME, file_sha256
 from qwen3moe_engine.parallel.board import Board, State
 from qwen3moe_engine.parallel.rank import Facts, Place
+from qwen3moe_engine.parallel.rebalancing import Rebalancer
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.stages import ExportedStage, load_stages
@@ -72,7 +73,7 @@ class TensorRTRank:
             use_device(config.device)
             communicator = resources.enter_context(self._join(group, config.device)) if group.size > 1 else None
             executor = resources.enter_context(self._open_executor(config, board))
-            return TensorRTRunner(executor, communicator, resources.pop_all())
+            return TensorRTRunner(executor, communicator, self._rebalancer(executor, group), resources.pop_all())
 
     def _check_gpus(self) -> None:
         needed = len(self.place.ranks_here)
@@ -87,6 +88,12 @@ class TensorRTRank:
         first = group.all_gather(np.frombuffer(own, np.uint8).reshape(1, -1))[0].tobytes()
         config = CommunicatorConfig(self.place.group_rank, group.size, device, one_shot_limit(group.size))
         return library.join(config, first)
+
+    def _rebalancer(self, executor: TensorRTExecutor, group: SharedGroup) -> Rebalancer | None:
+        manifest = self._stage().manifest
+        if not manifest.of_kind("load"):
+            return None
+        return Rebalancer(manifest, executor.weights, executor.experts, group, self.place.group_rank)
 
     def _open_executor(self, config: TensorRTConfig, board: Board) -> TensorRTExecutor:
         def signs_of_life(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
@@ -115,10 +122,18 @@ class TensorRTRank:
 
 
 class TensorRTRunner:
-    """Implements `StageRunner`: the executor, its communicator if it has a group, and what closes both."""
+    """Implements `RebalancingRunner`: the executor, its communicator if it has a group, its rebalancer if experts have
+    replicas, and what closes all."""
 
-    def __init__(self, executor: TensorRTExecutor, communicator: Communicator | None, resources: ExitStack):
+    def __init__(
+        self,
+        executor: TensorRTExecutor,
+        communicator: Communicator | None,
+        rebalancer: Rebalancer | None,
+        resources: ExitStack,
+    ):
         self.executor, self._communicator, self._resources = executor, communicator, resources
+        self.rebalancer = rebalancer
         self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
         self.max_model_len, self.num_bytes_read = executor.max_model_len, executor.num_bytes_read
 
@@ -127,6 +142,9 @@ class TensorRTRunner:
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> Logits:
         return self.executor.execute(batch, hidden_states)
+
+    def rebalance(self) -> int:
+        return self.rebalancer.run() if self.rebalancer is not None else 0
 
     def abort(self, reason: str) -> None:
         """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""

@@ -81,6 +81,8 @@ typedef struct {
     int32_t num_local_experts; /* E_local */
     int32_t top_k;             /* <= 16 */
     int32_t norm_topk_prob;    /* 0 or 1 */
+    int32_t map_rows;          /* R <= 32, rows of expert_map; 0: it is [E] and positions are not read */
+    int32_t num_seqs;          /* B, if load is not null */
 } qwen3moe_moe_shape;
 
 typedef struct {
@@ -88,8 +90,12 @@ typedef struct {
     const void* router_logits; /* [T, E] */
     const void* gate_up;       /* [E_local, 2 I, H]: I gate rows, then I up rows; early */
     const void* down;          /* [E_local, H, I], early */
-    const int32_t* expert_map; /* [E]: slot in gate_up and down, or -1; early */
+    const int32_t* expert_map; /* [R, E]: slot in gate_up and down, or -1; early */
     void* out;                 /* [T, H] */
+    /* Of experts with replicas; may be null. Row (position % R) of expert_map holds for a token. */
+    const int32_t* positions;  /* [T], if map_rows > 0; early */
+    const int32_t* cu_seqlens; /* [B + 1], if load is not null; early */
+    int32_t* load;             /* [E]: tokens ahead of cu_seqlens[B] that an expert served here are added */
 } qwen3moe_moe_tensors;
 
 size_t qwen3moe_moe_workspace_size(const qwen3moe_moe_shape* shape);

@@ -31,6 +31,9 @@ int32_t check_shape(const qwen3moe_moe_shape& s) {
     QWEN3MOE_CHECK_ARG(s.top_k, <=, std::min(kMaxTopK, s.num_experts));
     QWEN3MOE_CHECK_ARG(s.norm_topk_prob, >=, 0);
     QWEN3MOE_CHECK_ARG(s.norm_topk_prob, <=, 1);
+    QWEN3MOE_CHECK_ARG(s.map_rows, >=, 0);
+    QWEN3MOE_CHECK_ARG(s.map_rows, <=, 32);  // a lane a row
+    QWEN3MOE_CHECK_ARG(s.num_seqs, >=, 0);
     return QWEN3MOE_SUCCESS;
 }
 
@@ -53,6 +56,15 @@ int32_t check_tensors(const qwen3moe_moe_tensors& t, const void* workspace) {
     for (const auto& argument : arguments) {
         const int32_t status = check_pointer(argument.name, argument.pointer);
         if (status != QWEN3MOE_SUCCESS) return status;
+    }
+    return QWEN3MOE_SUCCESS;
+}
+
+// Of experts with replicas.
+int32_t check_balanced(const qwen3moe_moe_shape& s, const qwen3moe_moe_tensors& t) {
+    if (s.map_rows > 0 && t.positions == nullptr) return fail(QWEN3MOE_INVALID_ARGUMENT, "MoE: positions is null");
+    if (t.load != nullptr && t.cu_seqlens == nullptr) {
+        return fail(QWEN3MOE_INVALID_ARGUMENT, "MoE: cu_seqlens is null");
     }
     return QWEN3MOE_SUCCESS;
 }
@@ -81,6 +93,7 @@ extern "C" int32_t qwen3moe_moe(const qwen3moe_moe_shape* shape, const qwen3moe_
     int32_t status = check_shape(*shape);
     if (status != QWEN3MOE_SUCCESS || shape->num_tokens == 0) return status;
     status = check_tensors(*tensors, workspace);
+    if (status == QWEN3MOE_SUCCESS) status = check_balanced(*shape, *tensors);
     if (status != QWEN3MOE_SUCCESS) return status;
     qwen3moe::Device device{};
     status = qwen3moe::current_device(&device);

@@ -9,6 +9,7 @@
 #include "launch.cuh"
 #include "loads.cuh"
 #include "mma.cuh"
+#include "moe_load.cuh"
 #include "moe_params.cuh"
 #include "moe_route.cuh"
 #include "moe_swiglu.cuh"
@@ -77,6 +78,7 @@ __global__ void __launch_bounds__(kGemvThreads, 6) gemv_gate_up_kernel(Params<T>
     route.find<Reads::kBehindWait>(p, token);
     const int slot = route.choices[assignment % p.top_k].slot;
     if (slot < 0) return;
+    if (blockIdx.x + threadIdx.x == 0) count_assignment(p, assignment, route.choices[assignment % p.top_k].expert);
 
     const T* x = p.hidden + token * hidden_size;
     const T* gate = p.gate_up + (static_cast<size_t>(slot) * 2 * p.intermediate_size + feature) * hidden_size;

@@ -1,7 +1,8 @@
 // What the kernels of one MoE call share: sizes, tensors and the layout of the scratch memory.
 //
 // Legend: T tokens of the chunk, k top_k, N = T * k assignments (assignment a is choice a % k of token a / k),
-// E logical experts, E_local slots, H hidden_size, I intermediate_size. Rows are assignments sorted by expert.
+// E logical experts, E_local slots, R rows of expert_map, H hidden_size, I intermediate_size. Rows are assignments
+// sorted by expert.
 #pragma once
 
 #include <cstddef>
@@ -31,12 +32,17 @@ struct Params {
     bool norm_topk_prob;
     int tile_rows;
     int num_tiles;
+    int map_rows;     // R, 0 or 1: expert_map is [E]
+    int first_token;  // of the chunk among the call's
 
     const T* hidden;         // [T, H]
     const T* router_logits;  // [T, E]
     const T* gate_up;        // [E_local, 2 I, H]
     const T* down;           // [E_local, H, I]
-    const int* expert_map;   // [E]
+    const int* expert_map;   // [R, E]
+    const int* positions;    // [T], if R > 1
+    const int* tokens_end;   // [1]: how many of the call's tokens are no padding
+    int* load;               // [E], null: nothing is counted
     T* out;                  // [T, H]
 
     float* topk_weight;    // [T, k], 0: not held

@@ -6,6 +6,7 @@
 
 #include "launch.cuh"
 #include "mma.cuh"
+#include "moe_load.cuh"
 #include "moe_params.cuh"
 #include "moe_route.cuh"
 #include "moe_scan.cuh"
@@ -69,19 +70,24 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     const ScanResult scan = block_scan<kPlanThreads>(own, totals_own);
     const int first_row = block_scan<kPlanThreads>(less, totals_less).total;
 
-    int row = first_row + scan.before;
+    const int num_counted = counted_assignments(p);
+    int row = first_row + scan.before, served = 0;
     for_each_expert(topk_expert, begin, end, [&](int assignment, int e) {
-        if (e == expert) p.row_assignment[row++] = assignment;
+        if (e != expert) return;
+        p.row_assignment[row++] = assignment;
+        served += assignment < num_counted;
     });
+    add_load(p, expert, served);
 
     // Expert e's tiles start at first_row / tile_rows + e: apart from the next expert's, since
     // floor((r + n) / m) + 1 >= floor(r / m) + ceil(n / m). Tiles left over between two experts get no rows.
     const int tile_rows = p.tile_rows;
     const int first_tile = first_row / tile_rows + expert;
     const int next_tile = expert + 1 < p.num_experts ? (first_row + scan.total) / tile_rows + expert + 1 : p.num_tiles;
+    const int slot = held_slot(p, expert);
     for (int tile = first_tile + threadIdx.x; tile < next_tile; tile += kPlanThreads) {
         const int offset = (tile - first_tile) * tile_rows;
-        p.tiles[tile] = Tile{p.expert_map[expert], first_row + offset, max(0, min(tile_rows, scan.total - offset))};
+        p.tiles[tile] = Tile{slot, first_row + offset, max(0, min(tile_rows, scan.total - offset))};
     }
 }
 

@@ -5,6 +5,7 @@
 
 #include "launch.cuh"
 #include "mma.cuh"
+#include "moe_load.cuh"
 #include "moe_params.cuh"
 
 namespace qwen3moe::moe {
@@ -66,13 +67,14 @@ template <Reads kReads, int kLogits, typename T>
 __device__ __forceinline__ Choice route_token(const Params<T>& p, int token, int lane) {
     const uint16_t* logits =
         reinterpret_cast<const uint16_t*>(p.router_logits) + static_cast<size_t>(token) * p.num_experts;
+    const int* expert_map = map_of(p, token);
     uint16_t bits[kLogits];
     int slots[kLogits];
 #pragma unroll
     for (int i = 0; i < kLogits; ++i) {
         const int expert = min(i * 32 + lane, p.num_experts - 1);
         bits[i] = kReads == Reads::kAheadOfWait ? __ldcg(logits + expert) : logits[expert];
-        slots[i] = p.expert_map[expert];
+        slots[i] = expert_map[expert];
     }
     uint32_t keys[kLogits], largest = 0;
 #pragma unroll

@@ -29,11 +29,16 @@ Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, con
     p.norm_topk_prob = shape.norm_topk_prob != 0;
     p.tile_rows = config.tile_rows;
     p.num_tiles = max_tiles(p.num_tokens * p.top_k, p.tile_rows, p.num_experts);
+    p.map_rows = shape.map_rows;
+    p.first_token = first_token;
     p.hidden = static_cast<const T*>(tensors.hidden) + first * shape.hidden_size;
     p.router_logits = static_cast<const T*>(tensors.router_logits) + first * shape.num_experts;
     p.gate_up = static_cast<const T*>(tensors.gate_up);
     p.down = static_cast<const T*>(tensors.down);
     p.expert_map = tensors.expert_map;
+    if (tensors.positions != nullptr) p.positions = tensors.positions + first;
+    if (tensors.cu_seqlens != nullptr) p.tokens_end = tensors.cu_seqlens + shape.num_seqs;
+    p.load = tensors.load;
     p.out = static_cast<T*>(tensors.out) + first * shape.hidden_size;
     p.topk_weight = reinterpret_cast<float*>(scratch + layout.topk_weight);
     p.topk_slot = reinterpret_cast<int*>(scratch + layout.topk_slot);

@@ -101,6 +101,23 @@ const OpDecl kMoEDecl = {
     {},
 };
 
+const OpDecl kBalancedMoEDecl = {
+    "BalancedMoE",
+    {
+        {"hidden", kActivation, {"T", "H"}},
+        {"router_logits", kActivation, {"T", "E"}},
+        {"gate_up", kActivation, {"E_local", "2 I", "H"}},
+        {"down", kActivation, {"E_local", "H", "I"}},
+        {"expert_map", kInt32, {"R", "E"}},
+        {"positions", kInt32, {"T"}},
+        {"cu_seqlens", kInt32, {"B + 1"}},
+        {"load", kInt32, {"E"}},
+    },
+    {{"out", kActivation, {"T", "H"}}, {"load_out", kInt32, {"E"}}},
+    kMoEDecl.attributes,
+    {{1, 7}},
+};
+
 const OpDecl kRMSNormDecl = {
     "RMSNorm",
     {{"x", kActivation, {"T", "H"}}, {"weight", kActivation, {"H"}}},
@@ -158,9 +175,9 @@ int OpDecl::aliased_input(int output) const {
 
 std::string declarations_as_json() {
     std::ostringstream out;
-    const std::vector<const OpDecl*> decls = {&kPagedAttentionDecl, &kMoEDecl,       &kRMSNormDecl,
-                                              &kAddRMSNormDecl,     &kLinearDecl,    &kLinearFloat32Decl,
-                                              &kAllReduceDecl,      &kAllGatherDecl, &kAllReduceAddRMSNormDecl};
+    const std::vector<const OpDecl*> decls = {
+        &kPagedAttentionDecl, &kMoEDecl,           &kBalancedMoEDecl, &kRMSNormDecl,   &kAddRMSNormDecl,
+        &kLinearDecl,         &kLinearFloat32Decl, &kAllReduceDecl,   &kAllGatherDecl, &kAllReduceAddRMSNormDecl};
     write_list(out, decls, [&](const OpDecl* op) { write_op(out, *op); });
     return out.str();
 }

@@ -45,6 +45,7 @@ struct OpDecl {
 
 extern const OpDecl kPagedAttentionDecl;
 extern const OpDecl kMoEDecl;
+extern const OpDecl kBalancedMoEDecl;
 extern const OpDecl kRMSNormDecl;
 extern const OpDecl kAddRMSNormDecl;
 extern const OpDecl kLinearDecl;

@@ -60,10 +60,18 @@ bool takes(const OpDecl& decl, int32_t position, const Desc& desc, ElementType a
     return desc.format == decltype(desc.format)::kLINEAR && takes(tensor, element_type(desc.type), activation);
 }
 
-// The type of output `index`, given input 0's: an activation or fp32.
+// The type of output `index`, given input 0's.
 template <typename DataType>
 DataType output_type(const OpDecl& decl, int32_t index, DataType activation) {
-    return decl.outputs[index].dtype == DeclaredType::kFloat32 ? DataType::kFLOAT : activation;
+    switch (decl.outputs[index].dtype) {
+        case DeclaredType::kFloat32:
+            return DataType::kFLOAT;
+        case DeclaredType::kInt32:
+            return DataType::kINT32;
+        case DeclaredType::kActivation:
+            break;
+    }
+    return activation;
 }
 
 // The extent of the inputs' dimension `symbol`; null if they have none of the name.

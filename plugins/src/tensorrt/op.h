@@ -83,6 +83,7 @@ void expect_success(int32_t status);
 
 extern const Op& kPagedAttention;
 extern const Op& kMoE;
+extern const Op& kBalancedMoE;
 extern const Op& kRMSNorm;
 extern const Op& kAddRMSNorm;
 extern const Op& kLinear;

@@ -171,12 +171,12 @@ class CreatorV3 final : public trt::IPluginCreatorV3One {
 // Both must be exported for TensorRT to load the library.
 extern "C" qwen3moe::trt::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
     using namespace qwen3moe;
-    static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), rms_norm(kRMSNorm), add_rms_norm(kAddRMSNorm),
-        linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce), all_gather(kAllGather),
-        all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
-    static trt::IPluginCreatorInterface* const creators[] = {&paged_attention, &moe,        &rms_norm,
-                                                             &add_rms_norm,    &linear,     &linear_float32,
-                                                             &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
+    static CreatorV3 paged_attention(kPagedAttention), moe(kMoE), balanced_moe(kBalancedMoE), rms_norm(kRMSNorm),
+        add_rms_norm(kAddRMSNorm), linear(kLinear), linear_float32(kLinearFloat32), all_reduce(kAllReduce),
+        all_gather(kAllGather), all_reduce_add_rms_norm(kAllReduceAddRMSNorm);
+    static trt::IPluginCreatorInterface* const creators[] = {
+        &paged_attention, &moe,        &balanced_moe,           &rms_norm, &add_rms_norm, &linear, &linear_float32,
+        &all_reduce,      &all_gather, &all_reduce_add_rms_norm};
     num_creators = static_cast<int32_t>(std::size(creators));
     return creators;
 }
