@@ -16,7 +16,7 @@ from qwen3moe_engine.batch import Batch
 from qwen3moe_plugins.errors import InputError
 
 MAILBOX_BYTES = 16 << 20  # block tables of 256 sequences of half a million tokens, in blocks of 32
-_FIELDS = tuple(field.name for field in fields(Batch))
+_FIELDS = tuple(field.name for field in fields(Batch) if field.name != "carried")  # ranks run one step at a time
 _HEADER_WORDS = 4  # of an array: rows, columns (-1 of a vector), whether it is fp32, its start in bytes
 _ALIGNMENT = 64
 
@@ -44,7 +44,10 @@ class Mailbox:
 
     def read(self) -> Batch:
         """A copy: the memory is written again while the step still runs."""
-        return Batch(**{name: self._array(row.tolist()) for row, name in zip(self._header, _FIELDS, strict=True)})
+        arrays: dict[str, Any] = {
+            name: self._array(row.tolist()) for row, name in zip(self._header, _FIELDS, strict=True)
+        }
+        return Batch(**arrays)
 
     def _array(self, header: list[int]) -> NDArray:
         rows, columns, is_float, start = header
