@@ -21,7 +21,8 @@ void plan_decode(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pla
     const int32_t longest = DecodeConfig::kMaxRowTiles * tile_tokens;
     // With no more tokens than sequences (a decode step) everything is the decode kernel's: one launch in all.
     const bool decode_only = shape.num_tokens <= std::max(shape.num_seqs, longest);
-    plan.max_decode_tokens = decode_only ? shape.num_tokens : longest;
+    // A single sequence is a prompt, and the decode kernel's launch would be in vain: 2 us.
+    plan.max_decode_tokens = decode_only ? shape.num_tokens : shape.num_seqs == 1 ? 0 : longest;
 
     // Every row tile has a token. Splitting at total / target adds at most one item per row tile; a sequence that is
     // split at all has at most twice total / target items.
@@ -47,7 +48,8 @@ void plan_workspace(const qwen3moe_paged_attention_shape& shape, AttentionPlan& 
     plan.partial_out_offset = 0;
     plan.partial_max_sum_offset = plan.partial_out_offset + rows * shape.head_dim * sizeof(float);
     plan.finished_offset = plan.partial_max_sum_offset + rows * 2 * sizeof(float);
-    plan.workspace_size = plan.finished_offset + items * sizeof(uint64_t);
+    plan.next_tile_offset = plan.finished_offset + items * sizeof(uint64_t);
+    plan.workspace_size = plan.next_tile_offset + sizeof(int32_t);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ struct PrefillConfig {
 };
 
 struct AttentionPlan {
-    int32_t max_decode_tokens;      // of a sequence; longer ones are the prefill kernel's
+    int32_t max_decode_tokens;      // of a sequence; longer ones are the prefill kernel's; 0: there is no decode kernel
     int32_t decode_items;           // CTAs of the decode kernel per key/value head, an upper bound
     int32_t target_items;           // items the decode kernel divides the keys of all its sequences into, about
     int32_t partial_items;          // of decode_items, those whose sequence is split, an upper bound
@@ -61,6 +61,7 @@ struct AttentionPlan {
     size_t partial_out_offset;      // float [partial_items, Hkv, 16, D]
     size_t partial_max_sum_offset;  // float2 [partial_items, Hkv, 16]
     size_t finished_offset;         // uint64 [partial_items, Hkv]
+    size_t next_tile_offset;        // int32, of the prefill kernel
     size_t workspace_size;
 };
 

@@ -54,6 +54,17 @@ __device__ __forceinline__ HeadRow load_row(const T* source, int lane) {
     return row;
 }
 
+// The same past L1, which may hold what was there before.
+template <int kHeadDim, typename T>
+__device__ __forceinline__ HeadRow load_row_past_l1(const T* source, int lane) {
+    HeadRow row;
+    const uint4 low = __ldcg(reinterpret_cast<const uint4*>(source + lane * kVector));
+    const uint4 high = __ldcg(reinterpret_cast<const uint4*>(source + kHeadDim / 2 + lane * kVector));
+    load_vector(row.low, reinterpret_cast<const T*>(&low));
+    load_vector(row.high, reinterpret_cast<const T*>(&high));
+    return row;
+}
+
 // RMS norm over D, then rotation of the pairs (i, i + D/2) by a row of the table: D/2 cosines, D/2 sines.
 // `lane` is the lane's place in the row; the row's lanes call together.
 template <int kHeadDim>
