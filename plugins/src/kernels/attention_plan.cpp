@@ -43,6 +43,7 @@ void plan_prefill(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pl
 
 void plan_cluster(const qwen3moe_paged_attention_shape& shape, AttentionPlan& plan) {
     if (!plan.is_hopper || plan.prefill_rows != 0 || shape.num_seqs > DecodeConfig::kMaxClusterSeqs) return;
+    if (shape.max_blocks * shape.block_size > DecodeConfig::kMaxClusterKeys) return;
     const int64_t row_tiles = int64_t{shape.num_tokens} * shape.num_kv_heads;
     int32_t splits = DecodeConfig::kMaxClusterSplits;
     while (splits >= DecodeConfig::kMinClusterSplits && splits * row_tiles > DecodeConfig::kMaxClusterCtas) splits /= 2;

@@ -38,6 +38,9 @@ struct DecodeConfig {
     static constexpr int kMinClusterSplits = 4;
     static constexpr int kMaxClusterCtas = 264;
     static constexpr int kMaxClusterSeqs = 32;  // a warp looks them through
+    // The most keys that a sequence may have there: a longer one is for more CTAs than a cluster, and its length is
+    // known on the device alone.
+    static constexpr int kMaxClusterKeys = 16384;
 };
 
 // Prefill before and after Hopper, whose own has one shape (attention_prefill_hopper.cu): FlashAttention-2's. Each warp
