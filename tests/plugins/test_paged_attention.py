@@ -154,6 +154,8 @@ MIXTURES = {
     "one_token": ((1, 1),),
     "decode": ((1, 1), (1, 17), (1, 333), (1, 1000), (1, 64)),
     "decode_with_empty": ((0, 0), (1, 40), (0, 55), (1, 129), (0, 0)),
+    "decode_of_16": tuple((1, 37 * i + 1) for i in range(16)),
+    "decode_of_40": tuple((1, 61 * i % 997 + 1) for i in range(40)),
     "only_empty": ((0, 0), (0, 33)),
     "few_new": ((2, 2), (3, 90), (4, 4), (8, 700), (5, 16)),
     "short_prompt_among_empty": ((0, 0),) * 20 + ((19, 130),) + ((0, 9),) * 20,

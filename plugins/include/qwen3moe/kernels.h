@@ -58,7 +58,7 @@ typedef struct {
     const void* q_norm_weight;   /* [D], early */
     const void* k_norm_weight;   /* [D], early */
     const float* cos_sin_cache;  /* [P, D]: D/2 cosines, then D/2 sines; early */
-    const int32_t* positions;    /* [T] */
+    const int32_t* positions;    /* [T], early */
     void* kv_cache;              /* [num_blocks, 2, Hkv, block_size, D], written; read, of earlier tokens early */
     const int32_t* block_table;  /* [B, max_blocks], early */
     const int32_t* cu_seqlens;   /* [B + 1], early */

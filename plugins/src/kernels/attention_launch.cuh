@@ -31,4 +31,9 @@ template <typename T, int kHeadDim>
 cudaError_t launch_decode(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan, const Device& device,
                           void* workspace, cudaStream_t stream);
 
+// The same where plan.cluster_splits is not 0; launch_decode calls it.
+template <typename T, int kHeadDim>
+cudaError_t launch_decode_cluster(const AttentionParams<T, kHeadDim>& params, const AttentionPlan& plan,
+                                  cudaStream_t stream);
+
 }  // namespace qwen3moe

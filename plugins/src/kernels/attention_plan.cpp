@@ -42,6 +42,15 @@ void plan_prefill(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pl
     plan.prefill_tiles = prefill_tiles(shape, plan.prefill_rows);
 }
 
+void plan_cluster(const qwen3moe_paged_attention_shape& shape, AttentionPlan& plan) {
+    if (!plan.is_hopper || plan.prefill_rows != 0 || shape.num_seqs > DecodeConfig::kMaxClusterSeqs) return;
+    if (shape.max_blocks * shape.block_size > DecodeConfig::kMaxClusterKeys) return;
+    const int64_t row_tiles = int64_t{shape.num_tokens} * shape.num_kv_heads;
+    int32_t splits = DecodeConfig::kMaxClusterSplits;
+    while (splits >= DecodeConfig::kMinClusterSplits && splits * row_tiles > DecodeConfig::kMaxClusterCtas) splits /= 2;
+    plan.cluster_splits = splits >= DecodeConfig::kMinClusterSplits ? splits : 0;
+}
+
 void plan_workspace(const qwen3moe_paged_attention_shape& shape, AttentionPlan& plan) {
     const size_t items = static_cast<size_t>(plan.partial_items) * shape.num_kv_heads;
     const size_t rows = items * DecodeConfig::kRows;
@@ -59,6 +68,7 @@ AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool i
     plan.is_hopper = is_hopper;
     plan_decode(shape, plan);
     plan_prefill(shape, plan);
+    plan_cluster(shape, plan);
     plan_workspace(shape, plan);
     return plan;
 }
@@ -66,9 +76,9 @@ AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool i
 std::ostream& operator<<(std::ostream& stream, const AttentionPlan& plan) {
     return stream << "AttentionPlan(max_decode_tokens=" << plan.max_decode_tokens
                   << ", decode_items=" << plan.decode_items << ", target_items=" << plan.target_items
-                  << ", partial_items=" << plan.partial_items << ", is_hopper=" << plan.is_hopper
-                  << ", prefill_rows=" << plan.prefill_rows << ", prefill_tiles=" << plan.prefill_tiles
-                  << ", workspace_size=" << plan.workspace_size << ")";
+                  << ", partial_items=" << plan.partial_items << ", cluster_splits=" << plan.cluster_splits
+                  << ", is_hopper=" << plan.is_hopper << ", prefill_rows=" << plan.prefill_rows
+                  << ", prefill_tiles=" << plan.prefill_tiles << ", workspace_size=" << plan.workspace_size << ")";
 }
 
 }  // namespace qwen3moe

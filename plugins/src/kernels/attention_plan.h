@@ -32,6 +32,15 @@ struct DecodeConfig {
     static constexpr int kTargetCtas = 132;
     // Fewer than 128 keys per CTA gain nothing; 256 cost 2.6 us of 12.8 at one sequence of 1024 (H200).
     static constexpr int kMinUnits = 2;
+    // A decode step of few sequences splits each over a cluster of 16 CTAs, or the most that let all of them run at
+    // once.
+    static constexpr int kMaxClusterSplits = 16;
+    static constexpr int kMinClusterSplits = 4;
+    static constexpr int kMaxClusterCtas = 264;
+    static constexpr int kMaxClusterSeqs = 32;  // a warp looks them through
+    // The most keys that a sequence may have there: a longer one is for more CTAs than a cluster, and its length is
+    // known on the device alone.
+    static constexpr int kMaxClusterKeys = 16384;
 };
 
 // Prefill before and after Hopper, whose own has one shape (attention_prefill_hopper.cu): FlashAttention-2's. Each warp
@@ -55,6 +64,7 @@ struct AttentionPlan {
     int32_t decode_items;           // CTAs of the decode kernel per key/value head, an upper bound
     int32_t target_items;           // items the decode kernel divides the keys of all its sequences into, about
     int32_t partial_items;          // of decode_items, those whose sequence is split, an upper bound
+    int32_t cluster_splits;         // CTAs of a cluster that shares a row tile's keys, or 0: items instead
     bool is_hopper;                 // the prefill kernel is the one for compute capability 9.0
     int32_t prefill_rows;           // query rows of a prefill tile, or 0: no sequence can need the prefill kernel
     int32_t prefill_tiles;          // CTAs of the prefill kernel per key/value head, an upper bound

@@ -89,10 +89,15 @@ __device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weigh
     }
 }
 
-// Norms, rotates and writes the key, and copies the value, of new token i of a sequence.
+// A lane's part of a key and a value: 8 elements of the lower half, 8 of the upper.
+struct KvVectors {
+    uint4 low[2], high[2];  // by KvPart
+};
+
+// Norms, rotates and writes the key, and copies the value, of new token i of a sequence; returns what was written.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void append_token(const AttentionParams<T, kHeadDim>& params, const Sequence& seq, int32_t i,
-                                             int32_t kv_head, int lane) {
+__device__ __forceinline__ KvVectors append_token(const AttentionParams<T, kHeadDim>& params, const Sequence& seq,
+                                                  int32_t i, int32_t kv_head, int lane) {
     const int32_t token = seq.first_token + i, position = seq.position(i);
     const int low = lane * kVector, high = kHeadDim / 2 + low;
     const T* value = params.qkv_row(token, params.num_heads + params.num_kv_heads + kv_head);
@@ -105,10 +110,12 @@ __device__ __forceinline__ void append_token(const AttentionParams<T, kHeadDim>&
     const HeadRow weight = load_row<kHeadDim>(params.k_norm_weight, lane);
     norm_and_rotate<kHeadDim>(key, weight, params.rotary_row(token), params.eps, lane);
 
-    *reinterpret_cast<uint4*>(key_slot + low) = pack_vector<T>(key.low);
-    *reinterpret_cast<uint4*>(key_slot + high) = pack_vector<T>(key.high);
+    const KvVectors written{{pack_vector<T>(key.low), value_low}, {pack_vector<T>(key.high), value_high}};
+    *reinterpret_cast<uint4*>(key_slot + low) = written.low[0];
+    *reinterpret_cast<uint4*>(key_slot + high) = written.high[0];
     *reinterpret_cast<uint4*>(value_slot + low) = value_low;
     *reinterpret_cast<uint4*>(value_slot + high) = value_high;
+    return written;
 }
 
 // Zeroes the rows of `out` of the padding tokens, shared out among the CTAs of the grid.
