@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) wgmma_gemm_kernel(Params<T> 
     const int num_outputs = kProduct == Product::kGateUp ? p.intermediate_size : p.hidden_size;
     pieces.cols = output_cols<kProduct>(kWgmmaCols);
     pieces.col_blocks = (num_outputs + pieces.cols - 1) / pieces.cols;
-    pieces.num_slices = (kProduct == Product::kGateUp ? p.hidden_size : p.intermediate_size) / kSlice;
+    pieces.num_slices = num_slices<kProduct>(p);
     pieces.count = list_live_tiles(p.tiles, p.num_tiles, shared) * pieces.col_blocks;
     __syncthreads();  // the barriers and the list are ready
 
