@@ -15,7 +15,10 @@ namespace qwen3moe::moe {
 constexpr int kPlanThreads = 512;
 constexpr int kVector = 8;  // expert numbers in 16 bytes
 constexpr int kPlanWarps = kPlanThreads / 32;
-constexpr int kPlanBatch = 8;  // loads of a thread in flight: two rounds for 8192 tokens at top 8
+// Loads of a thread in flight where there are many: two rounds for 8192 tokens at top 8. With as many at 64 tokens,
+// where one load each is all, the kernel took 2 us longer.
+constexpr int kPlanBatch = 8;
+constexpr int kMaxInOneLoad = kPlanThreads * kVector;
 // Up to one token a warp, the blocks route the tokens themselves, each all of them: a launch less, of 2 us.
 constexpr int kMaxRoutedByPlan = kPlanWarps;
 
@@ -34,25 +37,26 @@ __device__ __forceinline__ ExpertVector load_experts(const int16_t* topk_expert,
 
 // Calls visit(a, topk_expert[a .. a + 7]) for the assignments of [begin, end) in order, 8 a lane, all lanes of a warp
 // together; begin is a multiple of 8.
-template <typename Visit>
+template <int kBatch, typename Visit>
 __device__ __forceinline__ void for_each_vector(const int16_t* topk_expert, int begin, int end, Visit visit) {
     constexpr int kStep = 32 * kVector;
     const int offset = threadIdx.x % 32 * kVector;
-    for (; begin < end; begin += kPlanBatch * kStep) {
-        ExpertVector vectors[kPlanBatch];
+    for (; begin < end; begin += kBatch * kStep) {
+        ExpertVector vectors[kBatch];
 #pragma unroll
-        for (int i = 0; i < kPlanBatch; ++i) vectors[i] = load_experts(topk_expert, begin + i * kStep + offset, end);
+        for (int i = 0; i < kBatch; ++i) vectors[i] = load_experts(topk_expert, begin + i * kStep + offset, end);
 #pragma unroll
-        for (int i = 0; i < kPlanBatch; ++i) {
+        for (int i = 0; i < kBatch; ++i) {
             if (begin + i * kStep < end) visit(begin + i * kStep + offset, vectors[i]);
         }
     }
 }
 
 // Writes the numbers of the expert's assignments in [begin, end) to `rows`, in order, by one warp.
+template <int kBatch>
 __device__ __forceinline__ void list_assignments(int* rows, const int16_t* topk_expert, int begin, int end,
                                                  int expert) {
-    for_each_vector(topk_expert, begin, end, [&](int first, const ExpertVector& vector) {
+    for_each_vector<kBatch>(topk_expert, begin, end, [&](int first, const ExpertVector& vector) {
         int count = 0;
 #pragma unroll
         for (int i = 0; i < kVector; ++i) count += vector.experts[i] == expert;
@@ -80,8 +84,8 @@ __device__ __forceinline__ void route_tokens(const Params<T>& p, int16_t* expert
     __syncthreads();
 }
 
-// Grid: E. kRoutes: no route_kernel ran.
-template <typename T, bool kRoutes>
+// Grid: E. kRoutes: no route_kernel ran. kBatch 1: for up to kMaxInOneLoad assignments.
+template <typename T, bool kRoutes, int kBatch>
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     __shared__ int totals_own[kPlanWarps];
     __shared__ int totals_less[kPlanWarps];
@@ -102,7 +106,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     }
     if (expert == 0 && threadIdx.x < 2) p.counters[threadIdx.x] = 0;
     int own = 0, less = 0;
-    for_each_vector(topk_expert, begin, end, [&](int, const ExpertVector& vector) {
+    for_each_vector<kBatch>(topk_expert, begin, end, [&](int, const ExpertVector& vector) {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
             own += vector.experts[i] == expert;
@@ -112,7 +116,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Params<T> p) {
     const ScanResult scan = block_scan<kPlanThreads>(own, totals_own);
     const int first_row = block_scan<kPlanThreads>(less, totals_less).total;
     const int warp_row = first_row + __shfl_sync(~0u, scan.before, 0);
-    list_assignments(p.row_assignment + warp_row, topk_expert, begin, end, expert);
+    list_assignments<kBatch>(p.row_assignment + warp_row, topk_expert, begin, end, expert);
 
     // Expert e's tiles start at first_row / tile_rows + e: apart from the next expert's, since
     // floor((r + n) / m) + 1 >= floor(r / m) + ceil(n / m). Tiles left over between two experts get no rows. Those of

@@ -102,10 +102,13 @@ cudaError_t run_products(const Config& config, const Params<T>& p, cudaStream_t 
 template <typename T>
 cudaError_t run_plan(const Params<T>& p, bool dependent, cudaStream_t stream) {
     const Launch plan{dim3(p.num_experts), kPlanThreads, 0, stream, dependent};
-    if (p.num_tokens <= kMaxRoutedByPlan) return launch_kernel(plan_kernel<T, true>, plan, p);
+    if (p.num_tokens <= kMaxRoutedByPlan) return launch_kernel(plan_kernel<T, true, 1>, plan, p);
     const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
     const cudaError_t status = launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, dependent}, p);
-    return status != cudaSuccess ? status : launch_kernel(plan_kernel<T, false>, plan, p);
+    if (status != cudaSuccess) return status;
+    const auto sort =
+        p.num_tokens * p.top_k <= kMaxInOneLoad ? plan_kernel<T, false, 1> : plan_kernel<T, false, kPlanBatch>;
+    return launch_kernel(sort, plan, p);
 }
 
 template <typename T>
