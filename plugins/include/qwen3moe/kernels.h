@@ -76,7 +76,7 @@ typedef struct {
     int32_t dtype;             /* qwen3moe_dtype of hidden, router_logits, gate_up, down, out */
     int32_t num_tokens;        /* T */
     int32_t hidden_size;       /* H, a multiple of 64 */
-    int32_t intermediate_size; /* I, a multiple of 64 */
+    int32_t intermediate_size; /* I, a multiple of 8 */
     int32_t num_experts;       /* E <= 512 */
     int32_t num_local_experts; /* E_local */
     int32_t top_k;             /* <= 16 */
