@@ -77,6 +77,42 @@ __device__ __forceinline__ void mbarrier_arrive_expecting(uint64_t* barrier, int
                  : "memory");
 }
 
+// Arrives at the barrier of a block of the cluster. Tells that block that this thread has read, not what it has
+// written: a release to the cluster would wait for all of the thread's writes to global memory.
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(shared_address(barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+// Stores a word to the memory of a block of the cluster, 4 bytes that its barrier expects.
+__device__ __forceinline__ void store_to(int rank, int32_t* word, int32_t value, uint64_t* barrier) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote, remote_barrier;\n"
+        "mapa.shared::cluster.u32 remote, %0, %2;\n"
+        "mapa.shared::cluster.u32 remote_barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [remote], %3, [remote_barrier];\n"
+        "}\n" ::"r"(shared_address(word)),
+        "r"(shared_address(barrier)), "r"(rank), "r"(value)
+        : "memory");
+}
+
+__device__ __forceinline__ int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// A barrier of all threads of the cluster, in two halves. It orders no writes but those that are fenced.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
+
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
     asm volatile(
         "{\n"

@@ -33,7 +33,8 @@ struct Launch {
     int threads;
     size_t shared_bytes;
     cudaStream_t stream;
-    bool dependent;  // may start before its predecessor in the stream ends
+    bool dependent;       // may start before its predecessor in the stream ends
+    int cluster_size{1};  // blocks, neighbours in x, that share memory
 };
 
 template <typename... Params, typename... Args>
@@ -50,16 +51,23 @@ cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const
     status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                   launch.dependent ? cudaSharedmemCarveoutMaxShared : cudaSharedmemCarveoutDefault);
     if (status != cudaSuccess) return status;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2]{};
+    unsigned num_attributes = 0;
+    if (launch.dependent) {
+        attributes[num_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[num_attributes++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (launch.cluster_size > 1) {
+        attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
+        attributes[num_attributes++].val.clusterDim = {static_cast<unsigned>(launch.cluster_size), 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = launch.grid;
     config.blockDim = dim3(launch.threads);
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = launch.stream;
-    config.attrs = &attribute;
-    config.numAttrs = launch.dependent ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = num_attributes;
     status = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();
     return status != cudaSuccess ? status : last;
