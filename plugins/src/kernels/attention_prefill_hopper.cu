@@ -17,8 +17,8 @@ namespace prefill {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kLoaderRegisters = 72;       // of a thread; 128 * 72 + 256 * 216 = 64512 of 65536
-constexpr int kMultiplierRegisters = 216;  // 64 scores, 64 outputs and 32 probabilities at D = 128
+constexpr int kLoaderRegisters = 88;       // of a thread; 128 * 88 + 256 * 208 = 64512 of 65536
+constexpr int kMultiplierRegisters = 208;  // 64 scores, 64 outputs and 32 probabilities at D = 128
 
 // Through the warp's own rows of the query tile, so that rows leave in 16-byte pieces.
 template <typename T, int kHeadDim>

@@ -110,29 +110,42 @@ struct TileCopier {
     }
 };
 
-// Norms and rotates the rows of a tile, shared out among `num_warps` warps. May run ahead of wait_for_predecessor(),
-// as launch_append starts this kernel behind its own: hence loads past L1.
+// Norms and rotates the rows of a tile, shared out among `num_warps` warps. May run ahead of wait_for_predecessor(), as
+// launch_append starts this kernel behind its own: hence loads past L1. All of a lane's queries are on their way at
+// once, in place: row by row, three warps would take longer than the products of the shorter tiles. Its rows follow on
+// each other, as heads of a token share the rotation.
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void prepare_queries(const AttentionParams<T, kHeadDim>& params, const QueryTile& tile,
                                                 T* queries, int warp, int num_warps) {
     constexpr int kLanes = kRowLanes<kHeadDim>;
-    const int lane = threadIdx.x % kLanes, first = (warp * 32 + threadIdx.x % 32) / kLanes;
-    const int stride = num_warps * 32 / kLanes, count = min(tile.rows.count() - tile.first_row, kRows);
+    const int lane = threadIdx.x % kLanes, run = (kRows * kLanes + num_warps * 32 - 1) / (num_warps * 32);
+    const int first = (warp * 32 + threadIdx.x % 32) / kLanes * run, last = min(first + run, kRows);
+    const int count = min(tile.rows.count() - tile.first_row, last);
     const HalvedTile<T, kHeadDim, kRows> destination{queries};
+    for (int i = first; i < last; ++i) {
+        const int32_t row = i < count ? tile.first_row + i : 0;
+        const T* source = params.qkv_row(tile.rows.token(row), tile.rows.head(row)) + lane * kVector;
+        cp_async_16(destination.chunk(i, lane), source, i < count);
+        cp_async_16(destination.chunk(i, lane + kLanes), source + kHeadDim / 2, i < count);
+    }
+    const auto load_rotation = [&](int32_t token) {
+        return load_row<kHeadDim>(params.cos_sin_cache + int64_t{__ldcg(params.positions + token)} * kHeadDim, lane);
+    };
     const HeadRow weight = load_row<kHeadDim>(params.q_norm_weight, lane);
-    int32_t position = first < count ? __ldcg(params.positions + tile.rows.token(tile.first_row + first)) : 0;
-    for (int i = first; i < kRows; i += stride) {
-        uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
-        if (i < count) {
-            const int32_t row = tile.first_row + i;
-            HeadRow query = load_row_past_l1<kHeadDim>(params.qkv_row(tile.rows.token(row), tile.rows.head(row)), lane);
-            const float* rotation = params.cos_sin_cache + int64_t{position} * kHeadDim;
-            if (i + stride < count) position = __ldcg(params.positions + tile.rows.token(row + stride));
-            norm_and_rotate<kHeadDim>(query, weight, rotation, params.eps, lane);
-            low = pack_vector<T>(query.low), high = pack_vector<T>(query.high);
-        }
-        *reinterpret_cast<uint4*>(destination.chunk(i, lane)) = low;
-        *reinterpret_cast<uint4*>(destination.chunk(i, lane + kLanes)) = high;
+    int32_t token = tile.rows.token(tile.first_row + first), head = (tile.first_row + first) % tile.rows.group_size;
+    HeadRow rotation{};
+    if (first < count) rotation = load_rotation(token);
+    cp_async_commit();
+    cp_async_wait<0>();
+    for (int i = first; i < count; ++i) {
+        T *const low = destination.chunk(i, lane), *const high = destination.chunk(i, lane + kLanes);
+        HeadRow query;
+        load_vector(query.low, low);
+        load_vector(query.high, high);
+        norm_and_rotate<kHeadDim>(query, weight, rotation, params.eps);
+        *reinterpret_cast<uint4*>(low) = pack_vector<T>(query.low);
+        *reinterpret_cast<uint4*>(high) = pack_vector<T>(query.high);
+        if (++head == tile.rows.group_size && i + 1 < count) head = 0, rotation = load_rotation(++token);
     }
     fence_async_proxy();
     __syncwarp();
