@@ -13,19 +13,18 @@ template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads)
     append_kernel(const AttentionParams<T, kHeadDim> params, int32_t* next_tile) {
     constexpr int kLanes = kRowLanes<kHeadDim>;
+    const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
+    const int32_t token = static_cast<int32_t>(row / params.num_kv_heads);
+    const int32_t kv_head = static_cast<int32_t>(row % params.num_kv_heads);
+    const bool is_padding = token >= params.batch.first_padding_token();
+    const Sequence seq = is_padding ? Sequence{} : params.batch.sequence_of_token(token);
+
     wait_for_predecessor();
     allow_successor();
     zero_padding(params);
     if (blockIdx.x == 0 && threadIdx.x == 0) *next_tile = 0;
-
-    const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
-    const int32_t token = static_cast<int32_t>(row / params.num_kv_heads);
-    const int32_t kv_head = static_cast<int32_t>(row % params.num_kv_heads);
-    if (token >= params.batch.first_padding_token()) return;
-    const Sequence seq = params.batch.sequence_of_token(token);
-    if (seq.num_new <= params.max_decode_tokens) return;
-
-    append_token(params, seq, token - seq.first_token, kv_head, threadIdx.x % kLanes);
+    if (seq.num_new > params.max_decode_tokens)
+        append_token(params, seq, token - seq.first_token, kv_head, threadIdx.x % kLanes);
 }
 
 }  // namespace

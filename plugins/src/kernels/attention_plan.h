@@ -54,7 +54,7 @@ struct PrefillConfig {
     // an H100 and one within the 99 KB of sm_86, 89 and 120. 8192 tokens on an H200: 1.67 ms with 2 or 3 stages, a
     // sixth more with 4, which leave little of the L1; a sixth more with tiles of 32 keys.
     static constexpr int kStages = 3;
-    static constexpr int kHopperRows = 128;
+    static constexpr int kHopperRows = 256;  // of a cluster of two CTAs, 128 each
     // Tiles of 128 rows if they make two CTAs for each of an H100's 132 SMs, else of 64.
     static constexpr int kMinCtas = 264;
 };

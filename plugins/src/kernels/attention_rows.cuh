@@ -54,25 +54,12 @@ __device__ __forceinline__ HeadRow load_row(const T* source, int lane) {
     return row;
 }
 
-// The same past L1, which may hold what was there before.
-template <int kHeadDim, typename T>
-__device__ __forceinline__ HeadRow load_row_past_l1(const T* source, int lane) {
-    HeadRow row;
-    const uint4 low = __ldcg(reinterpret_cast<const uint4*>(source + lane * kVector));
-    const uint4 high = __ldcg(reinterpret_cast<const uint4*>(source + kHeadDim / 2 + lane * kVector));
-    load_vector(row.low, reinterpret_cast<const T*>(&low));
-    load_vector(row.high, reinterpret_cast<const T*>(&high));
-    return row;
-}
-
-// RMS norm over D, then rotation of the pairs (i, i + D/2) by a row of the table: D/2 cosines, D/2 sines.
-// `lane` is the lane's place in the row; the row's lanes call together.
+// RMS norm over D, then rotation of the pairs (i, i + D/2) by a row of the table: D/2 cosines (low), D/2 sines (high).
+// The row's lanes call together.
 template <int kHeadDim>
-__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const float* cos_sin, float eps,
-                                                int lane) {
+__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const HeadRow& rotation, float eps) {
     constexpr int kLanes = kRowLanes<kHeadDim>;
     const unsigned row_mask = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
-    const HeadRow rotation = load_row<kHeadDim>(cos_sin, lane);  // low: cosines, high: sines
 
     float squares = 0.0f;
 #pragma unroll
@@ -87,6 +74,13 @@ __device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weigh
         x.low[i] = low * rotation.low[i] - high * rotation.high[i];
         x.high[i] = high * rotation.low[i] + low * rotation.high[i];
     }
+}
+
+// `lane` is the lane's place in the row.
+template <int kHeadDim>
+__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const float* cos_sin, float eps,
+                                                int lane) {
+    norm_and_rotate<kHeadDim>(x, weight, load_row<kHeadDim>(cos_sin, lane), eps);
 }
 
 // A lane's part of a key and a value: 8 elements of the lower half, 8 of the upper.

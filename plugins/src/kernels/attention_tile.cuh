@@ -107,10 +107,6 @@ struct PrefillTile {
     __device__ __forceinline__ int32_t end() const {
         return rows.position(min(first_row + kRows, rows.count()) - 1) + 1;
     }
-    template <int kRows, int kKeys>
-    __device__ __forceinline__ int32_t num_key_tiles() const {
-        return (end<kRows>() + kKeys - 1) / kKeys;
-    }
 };
 
 }  // namespace qwen3moe

@@ -5,10 +5,8 @@
 
 namespace qwen3moe {
 
-#if __CUDA_ARCH__ >= 900
-
-__device__ __forceinline__ unsigned cluster_rank() {
-    unsigned rank;
+__device__ __forceinline__ int cluster_rank() {
+    int rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
@@ -20,14 +18,19 @@ __device__ __forceinline__ void cluster_arrive() {
 }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
+// Both halves as threads call them whose warps have parted, where nothing that was written needs to be seen: that every
+// block runs, or is done with the others' memory.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait_parted() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
+
 // The same variable in the shared memory of the block of `rank`.
 template <typename T>
-__device__ __forceinline__ T* shared_of(T* variable, unsigned rank) {
+__device__ __forceinline__ T* shared_of(T* variable, int rank) {
     uint64_t address;
     asm volatile("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(variable), "r"(rank));
     return reinterpret_cast<T*>(address);
 }
-
-#endif
 
 }  // namespace qwen3moe

@@ -1,18 +1,11 @@
 // Blocks of a cluster (sm_90) that fill each other's shared memory.
 #pragma once
 
+#include "cluster.cuh"
 #include "hopper.cuh"
 #include "tma.cuh"
 
 namespace qwen3moe {
-
-// All threads of all blocks; what they wrote to shared memory before is visible behind it.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n"
-        "barrier.cluster.wait.acquire.aligned;\n" ::
-            : "memory");
-}
 
 // As copy_box, of a tensor of five axes, innermost first, into all blocks of `mask` at once: each gets the box at the
 // address that `shared` has here, and its own barrier counts the bytes.

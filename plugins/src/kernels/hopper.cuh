@@ -108,16 +108,6 @@ __device__ __forceinline__ void store_to(int rank, int32_t* word, int32_t value,
         : "memory");
 }
 
-__device__ __forceinline__ int cluster_rank() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// A barrier of all threads of the cluster, in two halves. It orders no writes but those that are fenced.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
-
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
     asm volatile(
         "{\n"

@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         allow_successor();
     }
     const Pieces<kProduct> pieces(p, shared.live_tiles, shared.warp_totals);
-    cluster_sync();  // the barriers and the list are ready
+    cluster_arrive();  // the barriers and the list are ready
+    cluster_wait();
 
     const int group = threadIdx.x / kGroupThreads;
     if (group == kNumMultipliers) {
@@ -98,7 +99,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         if constexpr (kProduct == Product::kDown) wait_for_predecessor();
         Multiplier<T, kProduct, kTokens>(p, shared, group).run(pieces);
     }
-    cluster_sync();  // nobody leaves while the other may still write to its memory
+    cluster_arrive();  // nobody leaves while the other may still write to its memory
+    cluster_wait();
 #else
     __trap();  // built without sm_90a: chosen for compute capability 9.0 only
 #endif

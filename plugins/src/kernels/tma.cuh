@@ -40,14 +40,19 @@ inline cudaError_t describe_matrix(CUtensorMap* map, const void* data, int64_t r
     return describe_tensor<2>(map, data, sizes, row_bytes, box);
 }
 
-// Starts the copy of the box at (row, col); `barrier` counts its bytes. By one thread.
-__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int32_t row, int32_t col,
+// Starts the copy of the box at (row, col) into the memory of all blocks of the cluster that `ranks` has a bit for, at
+// the same place in each; each one's `barrier` counts the bytes. By one thread.
+__device__ __forceinline__ void copy_box(uint16_t ranks, void* shared, const CUtensorMap* map, int32_t row, int32_t col,
                                          uint64_t* barrier) {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-            shared_address(shared)),
-        "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier))
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+        "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier)), "h"(ranks)
         : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 }  // namespace qwen3moe
