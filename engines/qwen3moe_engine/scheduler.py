@@ -102,14 +102,13 @@ class Scheduler:
         self._num_step_seqs += len(plan.scheduled)
         self._num_step_tokens += plan.num_tokens
         block_size = self.blocks.block_size
-        for item in plan.scheduled:
-            request = item.request
+        for request, start, num_new, samples, _ in plan.scheduled:
             if request.finish_reason is not None:  # aborted while the step ran: its blocks are no longer its own
                 continue
-            request.num_computed = end = item.start + item.num_new
-            if end // block_size > item.start // block_size:
-                self._register(request, item.start // block_size, min(end, request.num_known) // block_size)
-            if item.samples:
+            request.num_computed = end = start + num_new
+            if end // block_size > start // block_size:
+                self._register(request, start // block_size, min(end, request.num_known) // block_size)
+            if samples:
                 request.num_pending += 1
                 if request.num_tokens == request.max_tokens:
                     self._stop(request)
