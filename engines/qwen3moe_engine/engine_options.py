@@ -21,8 +21,8 @@ class EngineOptions:
     plan, random_weights, router_skew, cuda_graphs, overlap, plugins: of TensorRT: the plan as `engine` built it, by
     default the one in the export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on
     the device instead of reading a checkpoint's; which experts their routers prefer; whether steps are replayed as CUDA
-    graphs (they are); whether the next step is started while one runs (it is, where one rank has the whole model); the
-    folder of our libraries.
+    graphs (they are); whether the next step is started while one runs (it is, but in a pipeline); the folder of our
+    libraries.
     num_threads: of ONNX Runtime, 0 for as many as cores.
     max_seqs, max_step_tokens: of a step. max_waiting: requests in the queue. kv_tokens: size of the KV pool.
     rebalance_steps: between two moves of experts to where the work of ranks is even. step_timeout: seconds without

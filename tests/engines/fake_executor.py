@@ -25,13 +25,14 @@ _MODULUS = 1_000_003
 
 
 class FakeExecutor:
-    """on_execute: called in the middle of a step."""
+    """on_execute: called in the middle of a step. reduce: what a group of ranks makes of the logits of each."""
 
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int):
         self.num_blocks, self.block_size, self.max_model_len = num_blocks, block_size, max_model_len
         self._pool = np.full((num_blocks, block_size), -1)
         self.step_sizes: list[tuple[int, int]] = []
         self.on_execute: Callable[[], None] = lambda: None
+        self.reduce: Callable[[np.ndarray], np.ndarray] = lambda logits: logits
 
     def execute(self, batch: Batch) -> HostLogits:
         """Every sequence sees the pool as the steps before left it, and its own new tokens."""
@@ -41,7 +42,7 @@ class FakeExecutor:
         for places, digests, _ in results:
             self._pool[places] = digests
         next_tokens = np.concatenate([np.array(tokens, np.int64) for _, _, tokens in results])
-        return HostLogits(logits_for(next_tokens[batch.logits_indices]))
+        return HostLogits(self.reduce(logits_for(next_tokens[batch.logits_indices])))
 
     def close(self) -> None:
         pass

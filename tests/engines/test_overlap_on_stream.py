@@ -14,13 +14,14 @@ from simulated_cuda import SimulatedCuda, array_at
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
+from qwen3moe_engine.draw_columns import PARAMETERS
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.logits import Draw, HostLogits
 from qwen3moe_engine.manifest import InputSpec
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.tensorrt import cuda
-from qwen3moe_engine.tensorrt.device_logits import PARAMETERS, DeviceLogits
+from qwen3moe_engine.tensorrt.device_logits import DeviceLogits
 from qwen3moe_engine.tensorrt.executor import ANY_STEP, DECODE, TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.plan import Limits
 from qwen3moe_engine.tensorrt.step_inputs import StepInputs

@@ -13,22 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Carried
+from qwen3moe_engine.draw_columns import ROW_BYTES, DrawColumns, columns_of
 from qwen3moe_engine.logits import Draw
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Event, PinnedBuffer, Stream
 from qwen3moe_engine.tensorrt.double_buffer import DoubleBuffer
 from qwen3moe_plugins.kernels import KernelLibrary, SampleShape, SampleTensors
 
 FLOAT_BYTES, TOKEN_BYTES = 4, 4
-# A row's parameters, in the order of the kernel's arrays; the 64-bit ones first, so that all are aligned.
-PARAMETERS = {
-    "seed": np.uint64,
-    "offset": np.uint64,
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-}
-ROW_BYTES = sum(np.dtype(dtype).itemsize for dtype in PARAMETERS.values())
 
 
 class DeviceLogits:
@@ -58,12 +49,13 @@ class DeviceLogits:
         """The first rows, as the step that was enqueued last leaves them."""
         return StepLogits(self, num_rows)
 
-    def send(self, draws: Sequence[Draw]) -> None:
+    def send(self, draws: DrawColumns) -> None:
         """Enqueues the copy of a draw's parameters."""
-        if not draws:
+        count = len(draws["offset"])
+        if not count:
             return
-        host, offset = self._host_parameters.next_free(len(draws) * ROW_BYTES), 0
-        for name, values in _columns(draws).items():
+        host, offset = self._host_parameters.next_free(count * ROW_BYTES), 0
+        for name, values in draws.items():
             host[offset : offset + values.nbytes] = values.view(np.uint8)
             self._addresses[name] = self._parameters + offset
             offset += values.nbytes
@@ -84,7 +76,7 @@ class DeviceLogits:
 
     def draw(self, draws: Sequence[Draw]) -> list[int]:
         """`Logits.draw`."""
-        self.send(draws)
+        self.send(columns_of(draws))
         return self.start_draw(len(draws)).tokens()
 
     def carry(self, carried: Sequence[Carried], target: int) -> None:
@@ -140,11 +132,3 @@ class StepLogits:
 
     def rows(self, indices: Sequence[int] | None = None) -> NDArray[np.float32]:
         return self.device.fetch(range(self.num_rows) if indices is None else indices)
-
-
-def _columns(draws: Sequence[Draw]) -> dict[str, NDArray]:
-    """Parameters by name, [len(draws)] each."""
-    params = [given.params for given in draws]
-    values = {name: [getattr(each, name) or 0 for each in params] for name in PARAMETERS if name != "offset"}
-    values["offset"] = [given.offset for given in draws]  # a greedy row may have no seed
-    return {name: np.array(values[name], dtype) for name, dtype in PARAMETERS.items()}

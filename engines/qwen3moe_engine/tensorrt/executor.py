@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qwen3moe_engine.batch import Batch, pad_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
+from qwen3moe_engine.draw_columns import DrawColumns, columns_of
 from qwen3moe_engine.logits import Draw
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.phases import Phases
@@ -131,9 +132,13 @@ class TensorRTExecutor:
 
     def launch(self, batch: Batch, draws: Sequence[Draw]) -> DrawnTokens:
         """`OverlappingExecutor.launch`."""
+        return self.launch_columns(batch, columns_of(draws))
+
+    def launch_columns(self, batch: Batch, draws: DrawColumns) -> DrawnTokens:
+        """The same, of a rank."""
         self._logits.send(draws)  # ahead of the step, so that its inputs follow without a wait between
         self._run(batch)
-        return self._logits.start_draw(len(draws))
+        return self._logits.start_draw(len(draws["offset"]))
 
     def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """A step of a stage before the last: what enters the next, fp32 [num_tokens, hidden_size]."""
