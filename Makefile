@@ -4,6 +4,7 @@
 PYTHON ?= python3
 CHECKPOINT ?= tests/data/qwen3moe-tiny
 PROMPT ?= Once upon a time
+SANITIZER ?= compute-sanitizer
 # Two workers keep two cores busy; a module stays on one worker, so its fixtures are built once.
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
@@ -19,7 +20,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-conf
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format typecheck plugins wheel lock clean
+.PHONY: help venv demo test sanitize lint format typecheck plugins wheel lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -43,6 +44,12 @@ demo: $(VENV) ## the main job on the small checkpoint of the tests: export, veri
 
 test: $(VENV) ## the tests that need no GPU
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+sanitize: $(VENV) ## every kernel under compute-sanitizer, on a GPU; SANITIZER=PATH names it
+	for tool in memcheck racecheck synccheck; do \
+	    $(SANITIZER) --tool $$tool --error-exitcode 1 --kernel-name kns=qwen3moe \
+	        $(BIN)/python tests/plugins/sanitize.py plugins/qwen3moe_plugins/lib/libqwen3moe_kernels.so || exit 1; \
+	done
 
 lint: $(VENV) ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ python benchmarks/engine_reference.py EXPORT CONFIG logits.npz --kernels libqwen
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3moe_engine.checkpoint import StoredTensor
 from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.pieces import Piece
 from qwen3moe_engine.random_model import RandomWeights
@@ -24,69 +24,80 @@ from qwen3moe_export.model import DecoderLayer, KVCache, RMSNorm, route
 from qwen3moe_export.rope import cos_sin_table
 from qwen3moe_plugins.kernels import KernelLibrary
 
-SEED, TOP_K = 7, 8
+SEED = 7
+DTYPES = (torch.float16, torch.float32)
 BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
 
-def make(tensor: StoredTensor, kernels: KernelLibrary) -> Tensor:
-    """The published tensor as the engine makes it."""
-    values = torch.empty(tensor.shape, dtype=torch.float16, device="cuda")
-    columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
-    whole = Piece(tensor, columns, (0, tensor.shape[0]), (0, columns))
-    maker = WeightMaker(RandomWeights(SEED), TOP_K, kernels, torch.cuda.current_stream().cuda_stream)
-    maker.fill(whole, values.data_ptr())
-    return values
+class Weights:
+    """The published tensors as the engine makes them, on the GPU."""
+
+    def __init__(self, export: Path, top_k: int, kernels: KernelLibrary):
+        self._tensors = random_checkpoint(load_manifest(export)).tensors
+        self._maker = WeightMaker(RandomWeights(SEED), top_k, kernels, torch.cuda.current_stream().cuda_stream)
+
+    def fill(self, name: str, values: Tensor) -> Tensor:
+        tensor = self._tensors[name]
+        assert tuple(values.shape) == tensor.shape and values.dtype == torch.float16, name
+        columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+        self._maker.fill(Piece(tensor, columns, (0, tensor.shape[0]), (0, columns)), values.data_ptr())
+        return values
+
+    def make(self, name: str) -> Tensor:
+        return self.fill(name, torch.empty(self._tensors[name].shape, dtype=torch.float16, device="cuda"))
 
 
-def run_layer(
-    config: Qwen3MoeConfig,
-    layer_idx: int,
-    tensors: dict[str, StoredTensor],
-    kernels: KernelLibrary,
-    x: Tensor,
-    dtype: torch.dtype,
-    touched: dict[int, list[float]],
-) -> Tensor:
-    with torch.device("meta"):
-        layer = DecoderLayer(config, layer_idx)
-    prefix = layer_prefix(layer_idx)
-    values = {
-        name.removeprefix(prefix): make(tensor, kernels).to(dtype)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    layer.load_state_dict(values, assign=True)
-    if dtype == torch.float16:
-        layer.mlp.gate.register_forward_hook(lambda gate, inputs, logits: count_experts(config, logits, touched))
-    cos_sin = cos_sin_table(config, torch.arange(len(x))).cuda()
-    with torch.device("cuda"):
-        return layer(x, cos_sin, KVCache(config, dtype))
+class Layers:
+    """A decoder layer in each dtype, which is given one layer's weights after the other's: a module anew for each takes
+    longer than all of its products."""
+
+    def __init__(self, config: Qwen3MoeConfig, weights: Weights):
+        assert len({config.is_sparse(layer_idx) for layer_idx in range(config.num_layers)}) == 1
+        self._config, self._weights = config, weights
+        with torch.device("meta"):
+            modules = {dtype: DecoderLayer(config, 0).to(dtype) for dtype in DTYPES}
+        self.of = {dtype: module.to_empty(device="cuda") for dtype, module in modules.items()}
+
+    def load(self, layer_idx: int) -> None:
+        narrow, wide = (dict(self.of[dtype].named_parameters()) for dtype in DTYPES)
+        for name, parameter in narrow.items():
+            wide[name].copy_(self._weights.fill(layer_prefix(layer_idx) + name, parameter))
+
+    def run(self, x: Tensor) -> Tensor:
+        """x [T, H], the start of a sequence, through the layer in the dtype of `x`."""
+        cos_sin = cos_sin_table(self._config, torch.arange(len(x))).cuda()
+        with torch.device("cuda"):
+            return self.of[x.dtype](x, cos_sin, KVCache(self._config, x.dtype))
 
 
 def count_experts(config: Qwen3MoeConfig, router_logits: Tensor, touched: dict[int, list[float]]) -> None:
     """Adds to `touched`, by batch size, how many experts that many tokens of the sequence choose on average."""
     _, chosen = route(router_logits, config.top_k, norm_topk_prob=False)
+    is_chosen = torch.zeros_like(router_logits, dtype=torch.bool).scatter_(1, chosen, True)
     for batch_size in BATCH_SIZES:
-        groups = chosen[: len(chosen) // batch_size * batch_size].reshape(-1, batch_size * config.top_k)
-        touched[batch_size].append(float(np.mean([len(group.unique()) for group in groups])))
+        groups = is_chosen[: len(chosen) // batch_size * batch_size].unflatten(0, (-1, batch_size))
+        touched[batch_size].append(groups.any(1).sum(1).float().mean().item())
 
 
 def reference_logits(
-    export: Path,
-    config: Qwen3MoeConfig,
-    kernels: KernelLibrary,
-    tokens: Tensor,
-    dtype: torch.dtype,
-    touched: dict[int, list[float]],
-) -> Tensor:
-    tensors = random_checkpoint(load_manifest(export)).tensors
-    x = make(tensors[EMBEDDING], kernels)[tokens.long()].to(dtype)
+    config: Qwen3MoeConfig, weights: Weights, tokens: Tensor, touched: dict[int, list[float]]
+) -> dict[torch.dtype, Tensor]:
+    """[T, vocab_size] in fp32, as computed in each dtype."""
+    layers, embedded = Layers(config, weights), weights.make(EMBEDDING)[tokens.long()]
+    hidden = {dtype: embedded.to(dtype) for dtype in DTYPES}
+    gate = layers.of[torch.float16].mlp.gate
+    gate.register_forward_hook(lambda _, inputs, logits: count_experts(config, logits, touched))
     for layer_idx in range(config.num_layers):
-        x = run_layer(config, layer_idx, tensors, kernels, x, dtype, touched)
-    norm = RMSNorm(config.hidden_size, config.rms_norm_eps).cuda().to(dtype)
-    norm.weight.data = make(tensors[FINAL_NORM], kernels).to(dtype)
-    head = make(tensors[LM_HEAD], kernels).to(dtype)
-    return (norm(x) @ head.T).float()
+        layers.load(layer_idx)
+        hidden = {dtype: layers.run(x) for dtype, x in hidden.items()}
+    norm, head = weights.make(FINAL_NORM), weights.make(LM_HEAD)
+    return {dtype: final_logits(config, x, norm, head) for dtype, x in hidden.items()}
+
+
+def final_logits(config: Qwen3MoeConfig, x: Tensor, norm_weight: Tensor, head: Tensor) -> Tensor:
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps).to("cuda", x.dtype)
+    norm.weight.copy_(norm_weight)
+    return (norm(x) @ head.to(x.dtype).T).float()
 
 
 def describe(name: str, got: Tensor, truth: Tensor) -> str:
@@ -112,11 +123,10 @@ def main(export: Path, config_path: Path, logits: Path, kernels_path: Path) -> N
     tokens, engine = torch.from_numpy(saved["tokens"]).cuda(), torch.from_numpy(saved["logits"]).cuda()
     rows = slice(-len(engine), None)  # the prompt's last position and every one behind it
     touched: dict[int, list[float]] = {batch_size: [] for batch_size in BATCH_SIZES}
-    narrow, truth = (
-        reference_logits(export, config, kernels, tokens, dtype, touched)[rows]
-        for dtype in (torch.float16, torch.float32)
-    )
-    print(f"logits of {len(truth)} positions, std {truth.std():.3f}")
+    start = time.perf_counter()
+    found = reference_logits(config, Weights(export, config.top_k, kernels), tokens, touched)
+    narrow, truth = (found[dtype][rows] for dtype in DTYPES)
+    print(f"logits of {len(truth)} positions, std {truth.std():.3f}, in {time.perf_counter() - start:.1f} s")
     print("| | cosine, min | relative L2 | KL, mean | KL, max | top-1 |\n|---|---|---|---|---|---|")
     print(describe("engine against torch fp32", engine, truth))
     print(describe("torch fp16 against torch fp32", narrow, truth))

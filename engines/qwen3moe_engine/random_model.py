@@ -101,18 +101,18 @@ def value_ranges(tensor: StoredTensor, skew: RouterSkew | None, top_k: int) -> l
     return [_around(0.0, half_width * (BRANCH_SCALE if re.search(r"\.(o|down)_proj\.", tensor.name) else 1.0))]
 
 
-def preference(skew: RouterSkew, num_experts: int, top_k: int) -> float:
-    """What a preferred expert's logit is above the others', which have mean 0 and variance 1.
+def preference(skew: RouterSkew, num_experts: int, top_k: int, variance: float = PREFERENCE_VARIANCE) -> float:
+    """What a preferred expert's logit is above the others', which have mean 0 and variance 1. Raises InputError.
 
     A token takes logits above some t, that which the others pass as often as the skew says. A preferred logit, with
-    mean b and variance 1 + b^2 PREFERENCE_VARIANCE, passes it as often as it should where b = t + z sqrt(variance) for
+    mean b and variance 1 + b^2 `variance`, passes it as often as it should where b = t + z sqrt(variance) for
     the normal quantile z of that rate. That t is the same for all tokens is not so: the share is met within 0.05."""
     skew.check(num_experts, top_k)
     preferred, other = skew.rates(num_experts, top_k)
     threshold, quantile = -NormalDist().inv_cdf(other), NormalDist().inv_cdf(preferred)
     mean = threshold
-    for _ in range(50):  # a contraction by less than |quantile| sqrt(PREFERENCE_VARIANCE)
-        mean = threshold + quantile * math.sqrt(1.0 + mean**2 * PREFERENCE_VARIANCE)
+    for _ in range(50):  # a contraction by less than |quantile| sqrt(variance)
+        mean = threshold + quantile * math.sqrt(1.0 + mean**2 * variance)
     return mean
 
 

@@ -97,6 +97,13 @@ class KernelLibrary:
     def version(self) -> str:
         return self._library.qwen3moe_version().decode()
 
+    @property
+    def architectures(self) -> str:
+        """The GPUs it was built for, as `check_architectures` takes them."""
+        function = self._library.qwen3moe_architectures
+        function.restype = ctypes.c_char_p
+        return function().decode()
+
     def workspace_size(self, op: str, shape: ctypes.Structure) -> int:
         """Bytes of scratch memory that `op`, one of the names in `_OPS`, needs at `shape`."""
         function = getattr(self._library, f"qwen3moe_{op}_workspace_size")

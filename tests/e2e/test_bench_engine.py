@@ -26,7 +26,7 @@ def test_steps_beside_bound_and_peer(export, checkpoint, tmp_path):
     assert (first["name"], first["peer"], second["name"], second["peer"]) == ("1x40", None, "2x20", 123.0)
     assert 0 < second["median"] <= second["p90"]
     assert second["tokens_per_second"] == pytest.approx(2e3 / second["median"])
-    assert second["bound"] == pytest.approx(decode_bytes(load_manifest(export), 2, 20) / 1e9 * 1e3)
+    assert second["bound"] == pytest.approx(decode_bytes(load_manifest(export), [20, 20]) / 1e9 * 1e3)
     assert len([line for line in result.stdout.splitlines() if line.startswith("| ")]) == 3
     assert "<svg" in plot.read_text()
 
@@ -46,7 +46,7 @@ def test_the_bound_is_what_has_to_be_read(export):
         head = hidden + dims.vocab_size * hidden
         embedded = min(batch_size, dims.vocab_size) * hidden
         elements = dims.num_layers * (layer + experts + cached) + head + embedded
-        assert decode_bytes(manifest, batch_size, context) == pytest.approx(2 * elements)
+        assert decode_bytes(manifest, [context] * batch_size) == pytest.approx(2 * elements)
 
 
 def test_first_tokens(export, checkpoint):
@@ -68,7 +68,8 @@ def test_the_start_is_the_sum_of_its_phases(export, checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["step", "--cases", "1x"], "--cases: got '1x', expected such as 1x1024"),
+        (["step", "--cases", "1x"], "--cases: 1x: got '', expected a number of tokens or a range"),
+        (["step", "--cases", "1x9-3"], "--cases: 1x9-3: got '9-3'"),
         (["step", "--cases", "0x5"], "--cases: got '0x5'"),
         (["prefill", "--lengths", "a"], "--lengths: got 'a', expected such as 128"),
         (["step", "--plot", "steps.bmp"], "--plot: got steps.bmp, expected a file .png"),

@@ -21,7 +21,7 @@ from qwen3moe_engine.stages import load_stages
 from qwen3moe_engine.tensorrt import polygraphy_network
 from qwen3moe_engine.tensorrt.build import BuildError, build_plan, check_request, profile_ranges, profile_shapes
 from qwen3moe_engine.tensorrt.flavour import RTX, load_tensorrt
-from qwen3moe_engine.tensorrt.plan import Limits, check_plan, find_plan, load_plan_info, sidecar_path
+from qwen3moe_engine.tensorrt.plan import Limits, check_gpu, check_plan, find_plan, load_plan_info, sidecar_path
 from qwen3moe_export.cli import main
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.library import PLUGINS
@@ -50,6 +50,10 @@ def export_16(request, checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+def test_all_executors_of_a_process_have_one_logger(tensorrt):
+    assert load_tensorrt("rtx").logger is tensorrt.logger
+
+
 def run_engine(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["engine", *map(str, arguments)])
 
@@ -68,7 +72,7 @@ def test_command_writes_plan_and_sidecar(export_16, tmp_path, plugins):
     result = run_engine(export_16, "-o", path, "--tensorrt", "rtx", "--target", "sm89,sm120")
     assert result.exit_code == 0, result.output
     info = load_plan_info(path)
-    assert info.targets == ("sm89", "sm120")
+    assert (info.targets, info.gpu) == (("sm89", "sm120"), None)
     assert info.limits.max_context == 4096  # the model's, as the default is more
     check_plan(info, path, export_16, plugins, "rtx", info.tensorrt_version)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["engine.plan", "engine.plan.json"]
@@ -113,6 +117,7 @@ def test_experts_that_the_kernels_cannot_split_are_refused(export_16):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ([], "CUDA device 0: got cuda"),
         (["--target", "sm90"], "--target: got sm90, expected sm120"),
         (["--target", "sm89", "--max-context", 9999], "--max-context: got 9999, expected at most 4096"),
         (["--target", "sm89", "--max-tokens", 8], "--max-tokens: got 8 below --max-seqs 256"),
@@ -184,6 +189,22 @@ def test_whatever_a_plan_was_not_built_with_is_refused_by_name(built, plugins, f
     version = info.tensorrt_version
     with pytest.raises(InputError, match=says):
         check_plan(replace(info, **{field: value}), plan, folder, plugins, RTX.name, version)
+
+
+def test_another_gpu_is_refused_by_name(built):
+    """Of a plan for targets, and of one that was built on a GPU for the same."""
+    _, plan = built
+    for_target = load_plan_info(plan)
+    built_there = replace(for_target, gpu="NVIDIA L40")
+    check_gpu(for_target, plan, "NVIDIA L4", "sm89")
+    check_gpu(built_there, plan, "NVIDIA L40", "sm89")
+    with pytest.raises(
+        InputError, match=r"engine.plan: got NVIDIA H200 \(sm90\), expected sm89, which it was built for"
+    ):
+        check_gpu(for_target, plan, "NVIDIA H200", "sm90")
+    for gpu, target in (("NVIDIA H200", "sm90"), ("NVIDIA L4", "sm89")):
+        with pytest.raises(InputError, match=rf"got {gpu} \({target}\), expected NVIDIA L40 \(sm89\)"):
+            check_gpu(built_there, plan, gpu, target)
 
 
 @pytest.mark.parametrize("spoil", ["missing", "unknown field", "no JSON"])

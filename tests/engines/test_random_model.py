@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3moe_engine.bench.bound import touched_experts
 from qwen3moe_engine.checkpoint import StoredTensor
 from qwen3moe_engine.engine_options import EngineOptions
 from qwen3moe_engine.random_model import RandomWeights, RouterSkew, value_ranges
@@ -42,6 +43,14 @@ def test_preferred_experts_take_their_share_evenly(skew):
     preferred = counts[: skew.num_experts]
     assert preferred.sum() / counts.sum() == pytest.approx(skew.share, abs=0.05)
     assert preferred.std() < 0.3 * preferred.mean()
+
+
+@pytest.mark.parametrize("skew", [None, RouterSkew(0.5, 8), RouterSkew(0.9, 8), RouterSkew(0.9, 64)], ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 8, 50])
+def test_the_bound_counts_the_experts_that_tokens_choose(skew, num_tokens):
+    groups = chosen_experts(skew).reshape(-1, num_tokens * TOP_K)
+    touched = np.mean([len(np.unique(group)) for group in groups])
+    assert touched_experts(NUM_EXPERTS, TOP_K, num_tokens, skew) == pytest.approx(touched, rel=0.2)
 
 
 def test_without_a_skew_all_have_the_same():

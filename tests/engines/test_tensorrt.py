@@ -3,6 +3,7 @@ made elsewhere (`qwen3moe-export onnx tests/data/qwen3moe-tiny --dtype fp16`).""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -159,6 +160,15 @@ def test_another_tensorrt_is_refused(built, tmp_path):
     version = text.split('"tensorrt_version": "')[1].split('"')[0]
     sidecar.write_text(text.replace(version, version + ".99"))
     expect_refusal(generate(built.export, plan), "TensorRT", version + ".99")
+
+
+@pytest.mark.parametrize("named", [{"targets": ["sm89"], "gpu": "NVIDIA L40"}, {"gpu": "NVIDIA H100"}])
+def test_another_gpu_is_refused(built, tmp_path, named):
+    """The plan's bytes are this GPU's own: that it is refused by its sidecar is what keeps TensorRT from trying."""
+    plan = Path(shutil.copy(built.plan, tmp_path))
+    sidecar = json.loads(Path(f"{built.plan}.json").read_text())
+    Path(f"{plan}.json").write_text(json.dumps(sidecar | named))
+    expect_refusal(generate(built.export, plan), f"got {sidecar['gpu']}", named["gpu"], "build the plan again")
 
 
 def test_other_plugins_are_refused(built, tmp_path):

@@ -41,6 +41,11 @@ def test_the_library_has_the_version_of_the_distribution(built_library):
     assert KernelLibrary(built_library(KERNELS)).version == version[1]
 
 
+def test_the_library_says_which_gpus_it_is_for(built_library):
+    architectures = KernelLibrary(built_library(KERNELS)).architectures
+    assert re.fullmatch(r"\d+a?(,\d+a?)*", architectures), architectures
+
+
 def test_a_missing_library_is_named_with_its_remedy(tmp_path):
     with pytest.raises(LibraryNotFoundError, match=f"{tmp_path}/{KERNELS}.*make plugins"):
         find_library(KERNELS, tmp_path)

@@ -3,30 +3,38 @@
 Owns: what a step cannot do without reading. Must not know executors.
 
 Each weight is read once, keys and values once; activations cost nothing. Of the experts it is those that the step's
-tokens choose: with uniform routing an expected E (1 - (1 - k/E)^B) of E, for top-k of B tokens.
+tokens choose: with uniform routing an expected E (1 - (1 - k/E)^B) of E, for top-k of B tokens. With a skew it is the
+same sum over both kinds of experts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from qwen3moe_engine.manifest import InputSpec, Manifest
+from qwen3moe_engine.random_model import RouterSkew
 from qwen3moe_engine.weights import num_bytes_of
 
 EXPERT_KINDS = ("experts.gate_up_proj", "experts.down_proj")  # parts of the names of the weights that hold experts
 EMBEDDING = "embed_tokens"
 
 
-def decode_bytes(manifest: Manifest, batch_size: int, context: int) -> float:
-    """Bytes that a decode step of `batch_size` sequences with `context` tokens each reads."""
-    dims = manifest.dims
-    share = 1.0 - (1.0 - dims.top_k / dims.num_experts) ** batch_size
+def decode_bytes(manifest: Manifest, contexts: Sequence[int], skew: RouterSkew | None = None) -> float:
+    """Bytes that a decode step of sequences with so many tokens each reads."""
+    dims, batch_size = manifest.dims, len(contexts)
+    share = touched_experts(dims.num_experts, dims.top_k, batch_size, skew) / dims.num_experts
     weights = sum(num_bytes_of(spec) * _share_read(spec, share, batch_size) for spec in manifest.of_kind("weight"))
-    return weights + batch_size * context * _kv_bytes_per_token(manifest)
+    return weights + sum(contexts) * _kv_bytes_per_token(manifest)
 
 
-def decode_bound_ms(manifest: Manifest, batch_size: int, context: int, bytes_per_second: float) -> float:
-    return decode_bytes(manifest, batch_size, context) / bytes_per_second * 1e3
+def touched_experts(num_experts: int, top_k: int, num_tokens: int, skew: RouterSkew | None = None) -> float:
+    """How many experts so many tokens choose, expected."""
+    if skew is None:
+        return num_experts * (1.0 - (1.0 - top_k / num_experts) ** num_tokens)
+    preferred, other = skew.rates(num_experts, top_k)
+    others = num_experts - skew.num_experts
+    return skew.num_experts * (1.0 - (1.0 - preferred) ** num_tokens) + others * (1.0 - (1.0 - other) ** num_tokens)
 
 
 def _share_read(spec: InputSpec, experts_share: float, batch_size: int) -> float:

@@ -6,6 +6,7 @@ Owns: what is timed. Must not know which executor runs, nor how figures are show
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +39,10 @@ class StepClock:
         self._engine, self._vocab_size, self._max_step_tokens = engine, vocab_size, max_step_tokens
         self._rng = np.random.default_rng(seed)
 
-    def decode(self, batch_size: int, context: int, num_steps: int) -> Times:
-        """Greedy steps in which `batch_size` sequences, of `context` tokens and a few, get a token each."""
-        num_new = num_new_tokens(batch_size, context, num_steps, self._max_step_tokens)
-        params = SamplingParams(num_new, ignore_eos=True)
-        requests = [self._engine.add_request(self._prompt(context), params) for _ in range(batch_size)]
+    def decode(self, contexts: Sequence[int], num_steps: int) -> Times:
+        """Greedy steps in which sequences, of so many tokens each and a few, get a token each."""
+        params = SamplingParams(num_new_tokens(contexts, num_steps, self._max_step_tokens), ignore_eos=True)
+        requests = [self._engine.add_request(self._prompt(context), params) for context in contexts]
         try:
             while not all(request.output_ids for request in requests):
                 self._engine.step()
@@ -71,9 +71,9 @@ class StepClock:
         return self._rng.integers(0, self._vocab_size, length).tolist()
 
 
-def num_new_tokens(batch_size: int, context: int, num_steps: int, max_step_tokens: int) -> int:
+def num_new_tokens(contexts: Sequence[int], num_steps: int, max_step_tokens: int) -> int:
     """What `StepClock.decode` has its first sequence make: a token in each step in which the others are prefilled too,
     one for each step on top of that, and one to spare, so that none ends. Those who decode leave prompts the rest of a
     step's tokens."""
-    num_prefill_steps = -(-batch_size * context // (max_step_tokens - batch_size + 1))
+    num_prefill_steps = -(-sum(contexts) // (max_step_tokens - len(contexts) + 1))
     return num_prefill_steps + WARM_UP_STEPS + num_steps + 2

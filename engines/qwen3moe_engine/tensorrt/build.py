@@ -10,7 +10,7 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.manifest import FILE_NAME, Manifest, file_sha256
@@ -19,6 +19,9 @@ from qwen3moe_engine.tensorrt.flavour import Flavour, LoadedTensorRT
 from qwen3moe_engine.tensorrt.plan import Limits, PlanInfo
 from qwen3moe_plugins.errors import InputError, name_list
 from qwen3moe_plugins.library import KERNELS, find_library
+
+if TYPE_CHECKING:
+    from qwen3moe_engine.tensorrt.cuda import Device
 
 # Sizes of the dynamic dimensions in a profile: smallest, the one to optimise for, largest.
 Range = tuple[int, int, int]
@@ -35,6 +38,7 @@ def build_plan(
     flavour = tensorrt.flavour
     check_request(manifest, flavour, limits, targets)
     limits = replace(limits, max_blocks=min(limits.max_blocks, _max_blocks(manifest, limits)))
+    gpu = None if targets else _gpu_present(flavour)
     start = time.perf_counter()
     builder, network, _ = parse(export, manifest, tensorrt)
     plugin_layers = _count_plugins(network, manifest, tensorrt)
@@ -50,7 +54,8 @@ def build_plan(
         plugins_sha256=file_sha256(tensorrt.plugin_library),
         flavour=flavour.name,
         tensorrt_version=tensorrt.version,
-        targets=targets,
+        targets=targets if gpu is None else (gpu.compute_capability,),
+        gpu=None if gpu is None else gpu.name,
         dtype=manifest.dtype,
         limits=limits,
         plugin_layers=plugin_layers,
@@ -86,6 +91,13 @@ def check_request(manifest: Manifest, flavour: Flavour, limits: Limits, targets:
     if limits.max_context > manifest.dims.max_position_embeddings:
         expected = f"at most {manifest.dims.max_position_embeddings}, as the model has positions"
         raise InputError("--max-context", got=limits.max_context, expected=expected, remedy="lower it")
+
+
+def _gpu_present(flavour: Flavour) -> Device:
+    """The one that a plan without targets is for. Raises InputError."""
+    from qwen3moe_engine.tensorrt.cuda import use_device  # plans for named targets need no CUDA
+
+    return use_device(0, "name --target" if flavour.targets else "build where the plan is to run")
 
 
 def _check_kernels(manifest: Manifest) -> None:

@@ -38,13 +38,12 @@ class Device:
     total_memory: int
 
 
-def use_device(ordinal: int) -> Device:
-    """Makes it this thread's. Raises InputError if there is no such GPU."""
+def use_device(ordinal: int, remedy: str = "use --executor onnxruntime") -> Device:
+    """Makes it this thread's. Raises InputError, with `remedy`, if there is no such GPU."""
     try:
         call(cudart.cudaSetDevice, ordinal)
         properties = call(cudart.cudaGetDeviceProperties, ordinal)
     except (CudaError, RuntimeError) as error:
-        remedy = "use --executor onnxruntime"
         raise InputError(
             f"CUDA device {ordinal}", got=str(error), expected="a GPU and its driver", remedy=remedy
         ) from None

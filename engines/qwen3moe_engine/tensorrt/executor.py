@@ -25,7 +25,8 @@ from qwen3moe_engine.tensorrt.expert_slots import DeviceExperts
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
 from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
-from qwen3moe_engine.tensorrt.plan import check_plan, load_plan_info
+from qwen3moe_engine.tensorrt.open_kernels import open_kernels
+from qwen3moe_engine.tensorrt.plan import check_gpu, check_plan, load_plan_info
 from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weights, random_checkpoint
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
@@ -72,7 +73,9 @@ class TensorRTExecutor:
     ):
         self.phases = Phases()
         with self.phases("loading TensorRT, checking the plan"):
-            info = load_plan_info(plan)
+            info, self.device = load_plan_info(plan), use_device(config.device)
+            check_gpu(info, plan, self.device.name, self.device.compute_capability)
+            kernels = open_kernels(find_library(KERNELS, plugin_folder), self.device)
             self._tensorrt = load_tensorrt(info.flavour, plugin_folder)
             check_plan(info, plan, export, self._tensorrt.plugin_library, info.flavour, self._tensorrt.version)
         is_random = checkpoint is None
@@ -82,12 +85,10 @@ class TensorRTExecutor:
         self._block_table_width = num_blocks_for(info.limits.max_context, info.limits.block_size)
         self.block_size, self.max_model_len = info.limits.block_size, info.limits.max_context
         with self.phases("deserializing the plan"):
-            self.device = use_device(config.device)
             self._engine = self._deserialize(plan)
         with self.phases("weights"):
             self._stream = Stream()
             self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
-            kernels = KernelLibrary(find_library(KERNELS, plugin_folder))
             self.load_report = self._load(manifest, weights, is_random, kernels, progress)
             self.weights, maker = weights, self._maker(manifest, kernels) if is_random else None
             self.experts = DeviceExperts(manifest, self._bindings, self._stream, maker, progress)

@@ -138,7 +138,7 @@ def load_tensorrt(name: str, plugin_folder: Path | None = None) -> LoadedTensorR
     library = find_library(flavour.plugins, plugin_folder)
     load_cublaslt()
     _register(trt, library)
-    return LoadedTensorRT(flavour, trt, trt.__version__, trt.Logger(trt.Logger.ERROR), library)
+    return LoadedTensorRT(flavour, trt, trt.__version__, _logger(trt), library)
 
 
 def _installed() -> Flavour:
@@ -154,6 +154,13 @@ def _installed() -> Flavour:
         expected=f"one of {name_list(FLAVOURS)}",
         remedy="pip install tensorrt or tensorrt-rtx",
     )
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """One for the process: TensorRT 8.6 keeps the first that it is given for as long as any runtime or builder lives,
+    also where the object that gave it is gone."""
+    return trt.Logger(trt.Logger.ERROR)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A built plan on disk, and the sidecar that says what it belongs to.
 
-Owns: the sidecar's content, its check against the export, the plugin library and the TensorRT at hand. Must not import
-TensorRT.
+Owns: the sidecar's content, its check against the export, the plugin library, the TensorRT and the GPU at hand. Must
+not import TensorRT.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """The sidecar. Hashes are sha256 of whole files. targets: compute capabilities such as sm89."""
+    """The sidecar. Hashes are sha256 of whole files. targets: compute capabilities such as sm89. gpu: the name of the
+    one it was built on, where it is for no other; None where targets were named."""
 
     plan_sha256: str
     manifest_sha256: str
@@ -37,6 +38,7 @@ class PlanInfo:
     flavour: str
     tensorrt_version: str
     targets: tuple[str, ...]
+    gpu: str | None
     dtype: str
     limits: Limits
     plugin_layers: int
@@ -97,6 +99,19 @@ def check_plan(info: PlanInfo, plan: Path, export: Path, plugin_library: Path, f
     _expect(where, FILE_NAME, file_sha256(export / FILE_NAME), info.manifest_sha256)
     _expect(where, plugin_library.name, file_sha256(plugin_library), info.plugins_sha256)
     _expect(where, "TensorRT", f"{flavour} {version}", f"{info.flavour} {info.tensorrt_version}")
+
+
+def check_gpu(info: PlanInfo, plan: Path, gpu: str, compute_capability: str) -> None:
+    """Raises InputError if the plan is for another GPU than this one: TensorRT would refuse another compute capability
+    in words of its own, and run kernels chosen on another GPU of the same without a word."""
+    if compute_capability not in info.targets or info.gpu not in (None, gpu):
+        built_for = " or ".join(info.targets)
+        raise InputError(
+            str(plan),
+            got=f"{gpu} ({compute_capability})",
+            expected=f"{info.gpu} ({built_for})" if info.gpu else f"{built_for}, which it was built for",
+            remedy="build the plan again for this GPU",
+        )
 
 
 def _expect(where: str, what: str, found: str, built_with: str) -> None:

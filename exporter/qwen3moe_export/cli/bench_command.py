@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "throughput": "Put all prompts through an engine at once.",
     "step": "Time decode steps of an engine by batch and context.",
     "prefill": "Time the first token of a prompt by its length.",
+    "ops": "Time each operator of the kernel library alone.",
     "startup": "Time the start of an engine, phase by phase.",
 }
 

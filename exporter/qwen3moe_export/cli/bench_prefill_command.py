@@ -40,13 +40,12 @@ def command(
     Example:
       qwen3moe-export bench prefill export --executor tensorrt --plan engine.plan --random-weights 7
     """
-    peers, wanted = read_peer(peer), parse_sizes(lengths, "--lengths", 1, "128,2048")
+    peers, wanted = read_peer(peer), parse_sizes(lengths, "--lengths", "128,2048")
     opened = open_export(export, weights, options, None)
     require_layout(layout, opened.manifest, export)
-    clock = open_clock(opened, [(1, length + 1) for (length,) in wanted])
+    clock = open_clock(opened, [[length + 1] for length in wanted])
 
-    def measure(case: list[int]) -> Row:
-        (length,) = case
+    def measure(length: int) -> Row:
         return make_row(str(length), clock.first_token(length), length, None, peers.get(str(length)))
 
     report(wanted, measure, files)

@@ -90,7 +90,8 @@ def _build(
             raise BadInput(str(error)) from None
     path = output or stage.folder / f"{'-'.join((f'tensorrt-{info.flavour}', *targets))}.plan"
     save_plan(plan, info, path)
+    gpu = info.gpu or ", ".join(info.targets)
     click.echo(
-        f"{path}: TensorRT {info.flavour} {info.tensorrt_version}, {', '.join(targets) or 'this GPU'}, {info.dtype}, "
+        f"{path}: TensorRT {info.flavour} {info.tensorrt_version}, {gpu}, {info.dtype}, "
         f"{info.plugin_layers} plugin layers; {len(plan) / 1e6:.1f} MB in {info.build_seconds:.1f} s"
     )

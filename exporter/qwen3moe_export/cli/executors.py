@@ -5,6 +5,7 @@ Owns: the command line's names of EngineOptions' fields. What goes together, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,21 @@ def load_engine(opened: OpenedExport, num_blocks: int | None = None) -> Engine:
 
 weights_option = click.option("--weights", type=_PATH, help="The checkpoint: a folder or a .safetensors file.")
 
+
+def router_skew_option(text: str) -> Callable[..., Any]:
+    """With `text` as its help."""
+
+    def parse(_: click.Context, option: click.Parameter, given: str | None) -> RouterSkew | None:
+        return None if given is None else RouterSkew.parse(given, option.opts[0])
+
+    return click.option("--router-skew", callback=parse, metavar="SHARE/EXPERTS", help=text)
+
+
 RUNTIME_OPTIONS = (
     click.option("--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True),
     click.option("--plan", type=_PATH, help="TensorRT: the plan.  [default: the only one in EXPORT]"),
     click.option("--random-weights", type=int, metavar="SEED", help="TensorRT: make weights on the device."),
+    router_skew_option("Of random weights: which share of assignments the first experts take, such as 0.9/8."),
     click.option(
         "--router-skew",
         callback=lambda _, option, text: None if text is None else RouterSkew.parse(text, option.opts[0]),

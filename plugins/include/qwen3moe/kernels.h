@@ -34,6 +34,8 @@ typedef enum {
 
 const char* qwen3moe_last_error(void);
 const char* qwen3moe_version(void);
+/* The GPUs it was built for, such as "80,90a,120"; the last one also as PTX. */
+const char* qwen3moe_architectures(void);
 
 /* PagedAttention. T tokens packed, B sequences, Hq query heads, Hkv key/value heads, D head_dim. */
 typedef struct {

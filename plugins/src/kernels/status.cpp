@@ -12,3 +12,5 @@ std::string& last_error() {
 extern "C" const char* qwen3moe_last_error(void) { return qwen3moe::last_error().c_str(); }
 
 extern "C" const char* qwen3moe_version(void) { return QWEN3MOE_VERSION; }
+
+extern "C" const char* qwen3moe_architectures(void) { return QWEN3MOE_ARCHITECTURES; }
