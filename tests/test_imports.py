@@ -22,7 +22,7 @@ EXPORTER = ROOT / "exporter" / "qwen3moe_export"
 
 EXPORT_LIBRARIES = {"torch", "onnx", "onnxscript", "onnx_ir", "transformers", "matplotlib"}
 EXECUTOR_LIBRARIES = {"onnxruntime", "tensorrt", "tensorrt_rtx"}  # extras: a machine has the one it runs on
-SERVER_LIBRARIES = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}  # extras too
+SERVER_LIBRARIES = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}  # extras too
 BENCH_LIBRARIES = {"aiohttp"}
 
 
@@ -95,6 +95,15 @@ def test_only_the_server_imports_its_libraries() -> None:
     server = str((ENGINE / "server").relative_to(ROOT))
     found = offenders(ENGINE, lambda found: found.top in SERVER_LIBRARIES and not found.where.startswith(server))
     assert not found
+
+
+def test_ray_is_imported_where_it_is_asked_for() -> None:
+    """By replicas of the server and by pipelines over hosts, whose modules nobody else imports for other things."""
+    folder = ENGINE.relative_to(ROOT)
+    allowed = (f"{folder}/server/ray_", f"{folder}/parallel/ray_")
+    assert not offenders(ENGINE, lambda found: found.top == "ray" and not found.where.startswith(allowed))
+    asked = offenders(ENGINE, lambda found: ".ray_" in found.name and not found.where.startswith(allowed))
+    assert len(asked) == 1 and "executor_opening.py" in asked[0]
 
 
 def test_command_line_imports_export_libraries_lazily() -> None:

@@ -25,7 +25,8 @@ class EngineOptions:
     num_threads: of ONNX Runtime, 0 for as many as cores.
     max_seqs, max_step_tokens: of a step. max_waiting: requests in the queue. kv_tokens: size of the KV pool.
     rebalance_steps: between two moves of experts to where the work of ranks is even. step_timeout: seconds without
-    progress after which a rank of many counts as hung.
+    progress after which a rank of many counts as hung. ray: address of the cluster over whose hosts a pipeline's stages
+    are spread, "auto" for this host's; None for all ranks here.
     """
 
     executor: str = EXECUTORS[0]
@@ -41,6 +42,7 @@ class EngineOptions:
     kv_tokens: int | None = None
     rebalance_steps: int | None = None
     step_timeout: float | None = None
+    ray: str | None = None
 
     def check(self, weights: Path | None) -> None:
         """Raises InputError for options that do not go together, or with these weights."""

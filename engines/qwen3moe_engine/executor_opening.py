@@ -5,6 +5,7 @@ Owns: the choice. Imports a runtime only when it is chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Patience
+from qwen3moe_engine.parallel.rank import RankSpec
 from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.stages import ExportedStage, load_stages
 from qwen3moe_engine.weights import Progress
@@ -67,6 +69,7 @@ def open_executor(
     export for many ranks starts a process for each but the first."""
     first = load_stages(export)[0]
     _check_rebalancing(options, first.manifest.part.layout)
+    _check_hosts(options, first.manifest.part.layout)
     if options.executor == "onnxruntime":
         assert weights is not None and num_blocks is not None
         config = OnnxRuntimeConfig(num_blocks, capacity_of(options, first).block_size, options.num_threads)
@@ -82,6 +85,16 @@ def _check_rebalancing(options: EngineOptions, layout: Layout) -> None:
         raise InputError("rebalance_steps", got=got, expected=expected, remedy=remedy)
 
 
+def _check_hosts(options: EngineOptions, layout: Layout) -> None:
+    """Raises InputError for an export that cannot be spread over hosts."""
+    if options.ray is not None and layout.pp == 1:
+        remedy = "export again with --pp, or leave --ray away: a group of ranks stays on one host"
+        raise InputError("--ray", got=f"an export for {layout}", expected="one for a pipeline", remedy=remedy)
+    if options.ray is not None and options.rebalance_steps is not None:
+        got, expected = "with --rebalance-steps", "ranks that all are on this host, for experts to move"
+        raise InputError("--ray", got=got, expected=expected, remedy="leave one of them away")
+
+
 def _open_onnxruntime(
     options: EngineOptions,
     export: Path,
@@ -94,6 +107,10 @@ def _open_onnxruntime(
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 
+        if options.ray is not None:
+            return _open_pipeline(
+                options, onnxruntime_ranks(export.resolve(), weights.resolve(), config, by_stage=True)
+            )
         ranks = onnxruntime_ranks(export, weights, config)
         return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
     return OnnxRuntimeExecutor(export, first.manifest, open_checkpoint(weights), config, progress)
@@ -116,6 +133,10 @@ def _open_tensorrt(
         from qwen3moe_engine.parallel.executor import ParallelExecutor
         from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
 
+        if options.ray is not None:
+            paths = export.resolve(), options.plan, weights.resolve() if weights is not None else None
+            stages = tensorrt_ranks(*paths, config, options.plugins, by_stage=True)
+            return _open_pipeline(options, stages, num_gpus=1)
         ranks = tensorrt_ranks(export, options.plan, weights, config, options.plugins)
         return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
     checkpoint = open_checkpoint(weights) if weights is not None else None
@@ -125,6 +146,13 @@ def _open_tensorrt(
 
 def _random_weights(options: EngineOptions) -> RandomWeights | None:
     return RandomWeights(options.random_weights, options.router_skew) if options.random_weights is not None else None
+
+
+def _open_pipeline(options: EngineOptions, ranks: Sequence[RankSpec], num_gpus: int = 0) -> Executor:
+    from qwen3moe_engine.parallel.ray_pipeline import RayPipeline
+
+    assert options.ray is not None
+    return RayPipeline(ranks, options.ray, num_gpus, _patience(options))
 
 
 def _patience(options: EngineOptions) -> Patience:

@@ -6,6 +6,7 @@ rank's process id first.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -30,7 +31,7 @@ STEP_OF_FAULT = 3
 
 @dataclass(frozen=True)
 class FaultRank:
-    """`fault`: what happens on this rank, as "what where": kill, hang, error or refuse; at start or in a step."""
+    """`fault`: what happens on this rank, as "what where": as `happen` has it; at start or in a step."""
 
     place: Place
     fault: str = "none"
@@ -68,6 +69,9 @@ class Runner:
         self.events.append(reason)
 
     def close(self) -> None:
+        """As a communicator's, it waits for the peers, but not for those of a group that was given up."""
+        if not self.events:
+            self._group.all_reduce(np.ones((1, 1), np.float32))
         self.events.append("close")
 
 
@@ -81,20 +85,33 @@ def happen(fault: str) -> None:
         time.sleep(1000)
     elif what == "memory":
         raise MemoryError("no room for 61 GB")
+    elif what == "interrupt":
+        raise KeyboardInterrupt
     elif what == "refuse":
         raise InputError("weights", got="none", expected="some", remedy="fetch them")
 
 
-def make_ranks(layout: Layout, faults: dict[int, str]) -> list[FaultRank]:
-    return [FaultRank(Place(rank, layout), faults.get(rank, "none")) for rank in range(layout.world_size)]
+def make_ranks(layout: Layout, faults: dict[int, str], by_stage: bool = False) -> list[FaultRank]:
+    return [FaultRank(Place(rank, layout, by_stage), faults.get(rank, "none")) for rank in range(layout.world_size)]
 
 
 def batch() -> Batch:
     return pack_batch([SequenceStep(np.arange(5, dtype=np.int32), 0, [3])], 16)
 
 
+def stay(what: str) -> None:
+    """Between two steps: for a while, or, busy, without another thread of this process running."""
+    if what == "pause":
+        time.sleep(60)
+    elif what == "busy":
+        ctypes.PyDLL(None).sleep(60)  # a call that keeps the interpreter's lock
+
+
 if __name__ == "__main__":
-    with ParallelExecutor(make_ranks(Layout(tp=2), {0: sys.argv[1]}), PATIENCE) as executor:
+    fault, _, where = sys.argv[1].partition(" between ")
+    with ParallelExecutor(make_ranks(Layout(tp=2), {0: fault}), PATIENCE) as executor:
         print(multiprocessing.active_children()[0].pid, flush=True)
         while True:
             executor.execute(batch()).rows()
+            if where:
+                stay(fault)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,11 +26,12 @@ from qwen3moe_engine.block_manager import BlockManager
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig
-from qwen3moe_engine.parallel import executor as executor_module
+from qwen3moe_engine.parallel import rank_step
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE
 from qwen3moe_engine.parallel.executor import ParallelExecutor
 from qwen3moe_engine.parallel.onnxruntime_rank import onnxruntime_ranks
 from qwen3moe_engine.parallel.rank import Place
+from qwen3moe_engine.parallel.rank_group import RankGroup
 from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
@@ -58,7 +60,21 @@ def test_without_a_fault_steps_run_on():
             assert np.array_equal(executor.execute(batch()).rows(), expected)
         time.sleep(PATIENCE.step + 0.5)  # nobody hangs for having nothing to do
         assert np.array_equal(executor.execute(batch()).rows(), expected)
+        start = time.monotonic()
+    assert time.monotonic() - start < 2, "ranks close together: each waits for its peers in that"
+    assert executor.runner.events == ["close"]
     assert not multiprocessing.active_children()
+
+
+def test_an_interruption_ends_the_group():
+    executor = ParallelExecutor(make_ranks(TP2, {0: "interrupt in step"}), PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(STEP_OF_FAULT):
+            executor.execute(batch()).rows()
+    assert not multiprocessing.active_children()
+    with pytest.raises(RankFailedError, match="rank 0 of 2: interrupted in step 3"):
+        executor.execute(batch())
+    executor.close()
 
 
 @pytest.mark.parametrize(
@@ -94,8 +110,22 @@ def test_in_a_step(layout, fault, said):
     with pytest.raises(RankFailedError, match=said):
         executor.execute(batch())
     executor.close()
-    events = executor._runner.events
+    events = executor.runner.events
     assert said in events[0] and events[-1] == "close", "what waits for the lost rank is given up before the rest is"
+
+
+def test_stages_by_themselves():
+    """As they are on hosts of their own: what enters a stage is handed to its first rank."""
+    ranks = make_ranks(Layout(tp=2, pp=2), {3: "kill in step"}, by_stage=True)
+    first, second = RankGroup(ranks[:2], PATIENCE), RankGroup(ranks[2:], PATIENCE)
+    with ends_with(RankFailedError, "rank 3 of 4: killed by SIGKILL in step 3"):
+        for _ in range(STEP_OF_FAULT - 1):
+            logits = second.run(batch(), first.run(batch()))
+            assert np.array_equal(logits.rows(), 4 * (np.arange(5, dtype=np.float32)[:, None] + 1))
+        hidden_states = first.run(batch())
+        first.close()
+        second.run(batch(), hidden_states)
+    second.close()
 
 
 def test_between_steps():
@@ -130,8 +160,7 @@ def test_too_few_ranks():
 
 def test_a_wrong_sum_at_start(monkeypatch):
     """Rank 0 finds that the group does not add up."""
-    module = sys.modules[executor_module.start_rank.__module__]
-    monkeypatch.setattr(module, "check_known_sum", lambda group, rank: "an all-reduce gave another sum")
+    monkeypatch.setattr(rank_step, "check_known_sum", lambda group, rank: "an all-reduce gave another sum")
     with ends_with(RankFailedError, "rank 0 of 2: RuntimeError: an all-reduce gave another sum"):
         ParallelExecutor(make_ranks(TP2, {}), PATIENCE)
 
@@ -179,6 +208,40 @@ def test_rank_0_hangs():
     assert process.returncode == EXIT_CODE
     assert "Error: rank 0 of 2: no sign of life for 2 s in step 3" in errors
     assert not is_alive(other)
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_rank_0_is_stopped(in_step):
+    """It cannot say so either: the others end it."""
+    with rank_0("stop in step" if in_step else "pause between steps") as (process, other):
+        if not in_step:
+            time.sleep(0.5)
+            process.send_signal(signal.SIGSTOP)
+        _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == -signal.SIGKILL
+    assert re.search("Error: rank 0 of 2: no sign of life for 2 s in step [13]", errors), errors
+    deadline = time.monotonic() + 1
+    while is_alive(other) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(other)
+
+
+def test_a_caller_may_take_its_time():
+    """Between steps rank 0's caller may let no other thread run, which is no standstill."""
+    with rank_0("busy between steps") as (process, other):
+        time.sleep(PATIENCE.step + 1.5)
+        assert process.poll() is None and is_alive(other)
+
+
+def test_stopped_together_all_go_on():
+    """As by Ctrl-Z and `fg`."""
+    with rank_0("pause between steps") as (process, other):
+        time.sleep(0.5)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (process.pid, other):
+                os.kill(pid, number)
+            time.sleep(PATIENCE.step + 1)
+        assert process.poll() is None and is_alive(other)
 
 
 def test_rank_0_is_killed():

@@ -5,19 +5,21 @@ Owns: the comparison. What is compared is each runtime's `facts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from qwen3moe_engine.layout import Layout
 from qwen3moe_engine.parallel.rank import Facts
 from qwen3moe_plugins.errors import InputError
 
 
-def check_agreement(facts: Sequence[Facts], layout: Layout) -> None:
-    """Raises InputError naming the first rank that differs from rank 0, or from the first of its stage, and in what."""
-    for rank, found in enumerate(facts):
-        first_of_stage = layout.stage_of(rank) * layout.group_size
-        _compare(rank, found.shared, 0, facts[0].shared)
-        _compare(rank, found.of_stage, first_of_stage, facts[first_of_stage].of_stage)
+def check_agreement(facts: Mapping[int, Facts], layout: Layout) -> None:
+    """`facts`: by rank. Raises InputError naming the first that differs from the first of all, or of its stage, and in
+    what."""
+    first_of_stage: dict[int, int] = {}
+    for rank in sorted(facts):
+        first, peer = min(facts), first_of_stage.setdefault(layout.stage_of(rank), rank)
+        _compare(rank, facts[rank].shared, first, facts[first].shared)
+        _compare(rank, facts[rank].of_stage, peer, facts[peer].of_stage)
 
 
 def _compare(rank: int, found: dict[str, str], other: int, expected: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """What every rank of a run is doing, in memory that all of its processes share.
 
-Owns: each rank's state and when it last made progress, and the flag that ends the run. Must not know processes, tensors
-or why something failed.
+Owns: each rank's state, when it last made progress and when its process last ran, and the flag that ends the run. Must
+not know processes, tensors or why something failed.
 """
 
 from __future__ import annotations
@@ -45,25 +45,38 @@ class Patience:
 
 
 DEFAULT_PATIENCE = Patience()
-_WORDS = 3  # of a rank: state, nanoseconds of CLOCK_MONOTONIC at its last progress, step
+STOPPED_SECONDS = 2.0  # a process that has not run for so long was stopped: its threads look five times a second
+_WORDS = 4  # of a rank: state, nanoseconds of CLOCK_MONOTONIC at its last progress, step, the same of its last beat
 
 
 class Board:
-    """`memory`: shared, `Board.num_words` zeros. `rank`: whose entries this process writes."""
+    """`memory`: shared, `Board.num_words` zeros. `rank`: whose entries this process writes. Ranks are counted on this
+    host; first_rank and num_ranks say which these are of how many, for `name`."""
 
-    def __init__(self, memory: Any, world_size: int, rank: int):
+    def __init__(self, memory: Any, world_size: int, rank: int, first_rank: int = 0, num_ranks: int | None = None):
         self._words: NDArray[np.int64] = np.frombuffer(memory, np.int64)
         assert len(self._words) == self.num_words(world_size)
         self._ranks = self._words[1:].reshape(world_size, _WORDS)
         self.rank, self.world_size = rank, world_size
+        self._first_rank, self._num_ranks = first_rank, num_ranks or world_size
 
     @staticmethod
     def num_words(world_size: int) -> int:
         return 1 + world_size * _WORDS
 
+    def name(self, rank: int) -> str:
+        return f"rank {self._first_rank + rank} of {self._num_ranks}"
+
     def open(self) -> None:
         """From now on every rank is expected to show signs of life."""
-        self._ranks[:, 1] = time.monotonic_ns()
+        self._ranks[:, [1, 3]] = time.monotonic_ns()
+
+    def beat(self) -> None:
+        """Notes that this rank's process runs, whatever its main thread does."""
+        self._ranks[self.rank, 3] = time.monotonic_ns()
+
+    def seconds_since_beat(self, rank: int) -> float:
+        return (time.monotonic_ns() - int(self._ranks[rank, 3])) / 1e9
 
     def enter(self, state: State, step: int | None = None) -> None:
         """Notes that this rank made progress, and what it does now."""
@@ -88,14 +101,21 @@ class Board:
         return bool(self._words[0])
 
     def hung(self, patience: Patience) -> int | None:
-        """The rank that holds the others up: silent for too long, and not because it waits for another."""
-        now = time.monotonic_ns()
-        silences = [((now - int(self._ranks[rank, 1])) / 1e9, rank) for rank in range(self.world_size)]
-        for seconds, rank in sorted(silences, reverse=True):
-            state = self.state_of(rank)
-            if state in (State.STARTING, State.IDLE, State.RUNNING) and seconds > patience.of(state):
-                return rank
-        return None
+        """The rank that holds the others up, once one is silent for too long and does not say it waits for another, or
+        its process does not run. On GPUs ranks wait for each other unnoted, so the latter is blamed before the former.
+        """
+        ranks, limits = range(self.world_size), [patience.of(self.state_of(rank)) for rank in range(self.world_size)]
+        beats = [self.seconds_since_beat(rank) for rank in ranks]
+        silences = [self._silence(rank) for rank in ranks]
+        if not any(max(pair) > limit for *pair, limit in zip(beats, silences, limits, strict=True)):
+            return None
+        blamed = beats if max(beats) > STOPPED_SECONDS else silences
+        return blamed.index(max(blamed))
+
+    def _silence(self, rank: int) -> float:
+        """Seconds without progress; 0 where nobody expects any."""
+        is_watched = self.state_of(rank) in (State.STARTING, State.IDLE, State.RUNNING)
+        return (time.monotonic_ns() - int(self._ranks[rank, 1])) / 1e9 if is_watched else 0.0
 
     def wait(self, is_over: Callable[[], bool]) -> None:
         """Until `is_over`. Raises GroupEndedError."""

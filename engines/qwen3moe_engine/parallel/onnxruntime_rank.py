@@ -60,7 +60,11 @@ class OnnxRuntimeRank:
         return load_stages(self.export)[self.place.part.stage]
 
 
-def onnxruntime_ranks(export: Path, weights: Path, config: OnnxRuntimeConfig) -> list[OnnxRuntimeRank]:
+def onnxruntime_ranks(
+    export: Path, weights: Path, config: OnnxRuntimeConfig, by_stage: bool = False
+) -> list[OnnxRuntimeRank]:
     """One for every rank of the export's layout."""
     layout = load_stages(export)[0].manifest.part.layout
-    return [OnnxRuntimeRank(Place(rank, layout), export, weights, config) for rank in range(layout.world_size)]
+    return [
+        OnnxRuntimeRank(Place(rank, layout, by_stage), export, weights, config) for rank in range(layout.world_size)
+    ]

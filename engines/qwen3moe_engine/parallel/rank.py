@@ -1,4 +1,4 @@
-"""One rank: where it stands, what it must have in common with the others, and a step of its part of the model.
+"""One rank: where it stands, what it must have in common with the others, and what it shares with them.
 
 Owns: the seam between the processes of a run and the runtime that a rank drives. Must not know which runtime it is, nor
 how processes are started.
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.layout import Layout, Part
-from qwen3moe_engine.logits import HostLogits, Logits
+from qwen3moe_engine.logits import Logits
 from qwen3moe_engine.parallel.board import Board
-from qwen3moe_engine.parallel.channel import Channel
-from qwen3moe_engine.parallel.shared_group import SharedGroup, check_known_sum
+from qwen3moe_engine.parallel.shared_group import SharedGroup
 
 
 @dataclass(frozen=True)
 class Place:
-    """A rank of a layout."""
+    """A rank of a layout. by_stage: the ranks of other stages are none of its host's, as far as it knows."""
 
     rank: int
     layout: Layout
+    by_stage: bool = False
 
     @property
     def part(self) -> Part:
@@ -36,6 +36,18 @@ class Place:
     @property
     def group_rank(self) -> int:
         return self.layout.group_rank_of(self.rank)
+
+    @property
+    def ranks_here(self) -> range:
+        """Those that share memory with it."""
+        if not self.by_stage:
+            return range(self.layout.world_size)
+        first = self.part.stage * self.layout.group_size
+        return range(first, first + self.layout.group_size)
+
+    @property
+    def number_here(self) -> int:
+        return self.rank - self.ranks_here.start
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.layout.world_size}"
@@ -96,49 +108,17 @@ class RankSpec(Protocol):
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """What the processes of a run share: the board, a group's slots for each stage, a channel from each rank to its
-    like in the next stage, one for the last stage's logits, and the mailbox of steps."""
+    """What the processes of a host share: the board, a group's slots for each stage, a channel for each rank, one for
+    the last stage's logits, and the mailbox of steps. first_rank: of these processes; num_ranks: of all hosts."""
 
+    first_rank: int
+    num_ranks: int
     board: Any
     groups: tuple[Any, ...]
     channels: tuple[Any, ...]
     logits: Any
     mailbox: Any
 
-
-class RankStep:
-    """Steps of `runner` with what comes from the stage before and goes to the next."""
-
-    def __init__(self, place: Place, runner: StageRunner, memory: SharedMemory, board: Board):
-        self._part, self._runner, self._board = place.part, runner, board
-        self._is_first_of_group = place.group_rank == 0
-        before, after = place.rank - place.layout.group_size, place.rank
-        self._incoming = None if place.part.is_first else Channel(memory.channels[before], board)
-        self._outgoing = None if place.part.is_last else Channel(memory.channels[after], board)
-        self._logits = Channel(memory.logits, board)
-
-    def run(self, batch: Batch) -> Logits | None:
-        """The step's logits, on ranks of the last stage and on rank 0."""
-        hidden_states = self._incoming.receive() if self._incoming else None
-        if self._outgoing is None:
-            return self._runner.execute(batch, hidden_states)
-        self._outgoing.send(self._runner.forward(batch, hidden_states))
-        return HostLogits(self._logits.receive()) if self._part.is_first and self._is_first_of_group else None
-
-    def follow(self, batch: Batch) -> None:
-        """The same on a rank whose caller wants no logits; rank 0 gets those that another stage has."""
-        logits = self.run(batch)
-        if logits is not None and self._is_first_of_group:
-            self._logits.send(logits.rows())
-        elif logits is not None:
-            logits.draw([])  # the step has ended when this returns
-
-
-def start_rank(spec: RankSpec, memory: SharedMemory, board: Board) -> tuple[RankStep, StageRunner]:
-    """Loads the rank, and proves its group with a known sum. Raises InputError, or RuntimeError for a wrong sum."""
-    place = spec.place
-    group = SharedGroup(memory.groups[place.part.stage], place.group_rank, place.layout.group_size, board)
-    runner = spec.open(group, board)
-    if place.layout.group_size > 1 and (wrong := check_known_sum(group, place.group_rank)):
-        raise RuntimeError(wrong)
-    return RankStep(place, runner, memory, board), runner
+    def board_of(self, place: Place) -> Board:
+        """As the process of that rank writes it."""
+        return Board(self.board, len(self.channels), place.rank - self.first_rank, self.first_rank, self.num_ranks)

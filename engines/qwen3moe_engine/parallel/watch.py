@@ -17,32 +17,52 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from qwen3moe_engine.parallel.board import Board, GroupEndedError, Patience, State
-from qwen3moe_engine.parallel.verdict import EXIT_CODE, RankFailedError, RankInputError, Verdict
-from qwen3moe_engine.parallel.worker import Trouble
+from qwen3moe_engine.parallel.board import STOPPED_SECONDS, Board, GroupEndedError, Patience, State
+from qwen3moe_engine.parallel.verdict import (
+    EXIT_CODE,
+    INPUT_EXIT_CODE,
+    RankFailedError,
+    RankInputError,
+    Verdict,
+    silence_of,
+    when,
+)
+from qwen3moe_engine.parallel.worker import DOUBT_SECONDS, Trouble
 from qwen3moe_plugins.errors import InputError
 
 _POLL_SECONDS = 0.2
-_STOPPED_SECONDS = 2.0
 _GRACE_SECONDS = 2.0  # for rank 0's main thread to raise the verdict itself
 
 
 class Watch:
-    """Over `processes`, rank 1 first, each with the connection it speaks through."""
+    """Over `processes`, rank 1 first, each with the connection it speaks through.
+
+    give_up: called with the reason when the others are ended before their time, from whichever thread finds out: it
+    ends what rank 0 itself may wait for.
+    """
 
     def __init__(
-        self, processes: Sequence[BaseProcess], connections: Sequence[Connection], board: Board, patience: Patience
+        self,
+        processes: Sequence[BaseProcess],
+        connections: Sequence[Connection],
+        board: Board,
+        patience: Patience,
+        give_up: Callable[[str], None],
     ):
         self._processes, self._connections = processes, connections
-        self._board, self._patience = board, patience
+        self._board, self._patience, self._give_up = board, patience, give_up
         self._messages: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._verdict: Verdict | None = None
-        self._has_verdict = threading.Event()
-        self._is_closing = False
+        self._ended = threading.Event()
+        self._expects_end = self._is_closing = False
         self._tell: Callable[[Exception], None] = lambda verdict: None
         self._processes_lock = threading.RLock()  # two threads that await one process take its exit from each other
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def has_failed(self) -> bool:
+        return self._verdict is not None
 
     def gather(self, kind: type) -> list[Any]:
         """A message of `kind` from every rank but 0, in their order. Raises the verdict if there is one first."""
@@ -72,17 +92,24 @@ class Watch:
         if self._verdict is not None:
             raise self._verdict
 
-    def convict(self, error: Exception) -> Exception:
+    def convict(self, error: BaseException) -> BaseException:
         """What to raise for `error` of rank 0's own: the verdict it follows from, or one on rank 0. The group has ended
         when this returns."""
-        if isinstance(error, GroupEndedError | OSError):  # a consequence, whose cause is about to be known
-            self._has_verdict.wait(_GRACE_SECONDS)
         if isinstance(error, InputError):
-            self._end(None)
-            return self._verdict or error
-        self._fail(0, f"{type(error).__name__}: {error}")
+            self._end(error)
+        elif isinstance(error, Exception):
+            is_consequence = isinstance(error, GroupEndedError | OSError)  # whose cause is about to be known
+            self._ended.wait(_GRACE_SECONDS if is_consequence else DOUBT_SECONDS)
+            self._fail(0, f"{type(error).__name__}: {error}")
+        else:  # such as Ctrl-C, which is not for the group to replace
+            self._fail(0, f"interrupted {when(self._board, 0)}")
+            return error
         assert self._verdict is not None
         return self._verdict
+
+    def expect_end(self) -> None:
+        """Ranks have been told to end, so that it is no failure if they do."""
+        self._expects_end = True
 
     def close(self, seconds: float = 5.0) -> None:
         """For ranks that have been told to end: waits so long, then ends them."""
@@ -91,23 +118,28 @@ class Watch:
         with self._processes_lock:
             for process in self._processes:
                 process.join(max(0.0, deadline - time.monotonic()))
-        self._end(None)
+            self._kill()
+            for process in self._processes:
+                process.join(_GRACE_SECONDS)
         self._thread.join()
 
     def _run(self) -> None:
         last_look = time.monotonic()
         while not self._is_closing and self._verdict is None:
-            if time.monotonic() - last_look > _STOPPED_SECONDS:
-                self._board.open()  # this process was stopped, as by Ctrl-Z, and the others may have been
-            last_look = time.monotonic()
-            sentinels = [process.sentinel for process in self._processes]
+            sentinels = [
+                process.sentinel for rank, process in enumerate(self._processes, start=1) if self._is_alive(rank)
+            ]
             open_connections = [connection for connection in self._connections if not connection.closed]
             wait([*sentinels, *open_connections], _POLL_SECONDS)
+            if time.monotonic() - last_look > STOPPED_SECONDS:
+                self._board.open()  # this process was stopped, as by Ctrl-Z, and the others may have been
+            last_look = time.monotonic()
+            self._board.beat()
             for rank in sorted(range(1, len(self._processes) + 1), key=self._is_alive):  # the dead before who miss them
                 self._attend(rank)
             hung = self._board.hung(self._patience)
             if hung is not None:
-                self._fail(hung, self._silence(hung))
+                self._fail(hung, silence_of(self._board, hung, self._patience))
         if self._verdict is not None and not self._is_closing:
             self._tell(self._verdict)
             self._end_without_main_thread()
@@ -121,7 +153,9 @@ class Watch:
         except (EOFError, OSError):
             connection.close()
         if not is_alive and not self._is_closing:
-            self._fail(rank, self._death(rank, self._processes[rank - 1].exitcode))
+            exit_code = self._processes[rank - 1].exitcode
+            if not (self._expects_end and exit_code == 0):
+                self._fail(rank, self._death(rank, exit_code))
 
     def _is_alive(self, rank: int) -> bool:
         with self._processes_lock:
@@ -135,35 +169,29 @@ class Watch:
 
     def _death(self, rank: int, exit_code: int | None) -> str:
         if exit_code is not None and exit_code < 0:
-            return f"killed by {signal.Signals(-exit_code).name} {self._when(rank)}"
-        return f"ended with exit code {exit_code} {self._when(rank)}"
-
-    def _silence(self, rank: int) -> str:
-        seconds = self._patience.of(self._board.state_of(rank))
-        remedy = "if it is only slow, give steps more time or fewer tokens"
-        return f"no sign of life for {seconds:g} s {self._when(rank)}; {remedy}"
-
-    def _when(self, rank: int) -> str:
-        step, is_idle = self._board.step_of(rank), self._board.state_of(rank) is State.IDLE
-        if step == 0:
-            return "before the first step" if is_idle else "at start-up"
-        return f"{'after' if is_idle else 'in'} step {step}"
+            return f"killed by {signal.Signals(-exit_code).name} {when(self._board, rank)}"
+        return f"ended with exit code {exit_code} {when(self._board, rank)}"
 
     def _fail(self, rank: int, reason: str, is_input: bool = False) -> None:
         kind = RankInputError if is_input else RankFailedError
-        self._end(kind(f"rank {rank} of {self._board.world_size}: {reason}"))
+        self._end(kind(f"{self._board.name(rank)}: {reason}"))
 
-    def _end(self, verdict: Verdict | None) -> None:
+    def _end(self, verdict: Verdict) -> None:
         """The first verdict stands."""
         with self._processes_lock:
-            if self._verdict is None:
-                self._verdict = verdict
-            self._board.end()
-            for process in self._processes:
-                process.kill()
+            if self._verdict is not None:
+                return
+            self._verdict = verdict
+            self._kill()
+            self._give_up(str(verdict))
             for process in self._processes:
                 process.join(_GRACE_SECONDS)  # a driver may hold one for good, but it takes no part any more
-        self._has_verdict.set()
+        self._ended.set()
+
+    def _kill(self) -> None:
+        self._board.end()
+        for process in self._processes:
+            process.kill()
 
     def _end_without_main_thread(self) -> None:
         """Ends this process if its main thread is in a step, or starting, and does not notice: it may wait for a GPU
@@ -172,5 +200,5 @@ class Watch:
         while self._board.state_of(0) is not State.AWAY:
             if time.monotonic() > deadline:
                 print(f"Error: {self._verdict}", file=sys.stderr, flush=True)
-                os._exit(EXIT_CODE)
+                os._exit(INPUT_EXIT_CODE if isinstance(self._verdict, InputError) else EXIT_CODE)
             time.sleep(0.05)

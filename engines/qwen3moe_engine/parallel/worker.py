@@ -5,22 +5,24 @@ Owns: the messages to rank 0, and this process's end. Must not know requests or 
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
+import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 
-from qwen3moe_engine.parallel.board import Board, GroupEndedError, State
+from qwen3moe_engine.parallel.board import Board, GroupEndedError, Patience, State
+from qwen3moe_engine.parallel.guard import keep_guard
 from qwen3moe_engine.parallel.mailbox import Mailbox
-from qwen3moe_engine.parallel.rank import RankSpec, RankStep, RebalancingRunner, SharedMemory, StageRunner, start_rank
+from qwen3moe_engine.parallel.rank import RankSpec, RebalancingRunner, SharedMemory, StageRunner
+from qwen3moe_engine.parallel.rank_step import RankStep, StageStep, start_rank
 from qwen3moe_plugins.errors import InputError
 
 # What rank 0 announces beside a step, which is 8 bytes of its number.
 GO, END, REBALANCE = b"go", b"end", b"rebalance"
 _TICK_SECONDS = 0.5  # between signs of life of an idle rank
+DOUBT_SECONDS = 0.5  # before a rank is to blame for its error, which may follow from a peer's death
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class Trouble:
     is_input: bool
 
 
-def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection) -> None:
+def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection, patience: Patience) -> None:
     """What a rank's process runs. It sends rank 0 its `Facts`, awaits consent, sends `Ready` and follows; at any time
     it may send `Trouble` and end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; rank 0 decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    board = Board(memory.board, len(memory.channels), spec.place.rank)
+    board = memory.board_of(spec.place)
+    threading.Thread(target=keep_guard, args=(board, patience), daemon=True).start()
     try:
         board.enter(State.STARTING)
         connection.send(spec.facts())
@@ -58,12 +60,15 @@ def run_worker(spec: RankSpec, memory: SharedMemory, connection: Connection) -> 
     except InputError as error:
         connection.send(Trouble(str(error), is_input=True))
     except Exception as error:
-        if not board.has_ended:  # else it is a consequence
+        time.sleep(DOUBT_SECONDS)
+        if not board.has_ended:
             traceback.print_exc()
             connection.send(Trouble(f"{type(error).__name__}: {error}", is_input=False))
 
 
-def _follow(step: RankStep, runner: StageRunner, mailbox: Mailbox, connection: Connection, board: Board) -> None:
+def _follow(
+    step: RankStep | StageStep, runner: StageRunner, mailbox: Mailbox, connection: Connection, board: Board
+) -> None:
     """What rank 0 announces, until it announces the end."""
     while True:
         board.enter(State.IDLE)
@@ -79,11 +84,3 @@ def _follow(step: RankStep, runner: StageRunner, mailbox: Mailbox, connection: C
         else:
             board.enter(State.RUNNING, int.from_bytes(order, "little"))
             step.follow(mailbox.read())
-
-
-def _die_with_parent() -> None:
-    """Rank 0 may end without a word; whatever this process is in, it must not outlive it."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

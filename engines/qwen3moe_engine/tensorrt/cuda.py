@@ -50,6 +50,14 @@ def use_device(ordinal: int, remedy: str = "use --executor onnxruntime") -> Devi
     return Device(properties.name.decode(), f"sm{properties.major}{properties.minor}", properties.totalGlobalMem)
 
 
+def device_count() -> int:
+    """GPUs that this process sees; 0 without a driver."""
+    try:
+        return int(call(cudart.cudaGetDeviceCount))
+    except (CudaError, RuntimeError):
+        return 0
+
+
 def driver_version() -> str:
     """The CUDA version that the driver supports, such as 13000."""
     return str(call(cudart.cudaDriverGetVersion))

@@ -31,10 +31,11 @@ from qwen3moe_engine.tensorrt.communicator import (
     find_nccl,
     one_shot_limit,
 )
-from qwen3moe_engine.tensorrt.cuda import driver_version, use_device
+from qwen3moe_engine.tensorrt.cuda import device_count, driver_version, use_device
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
 from qwen3moe_engine.weights import WeightPlan
+from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.library import KERNELS, find_library
 
 PACKAGE = "qwen3moe-export"
@@ -43,7 +44,7 @@ PACKAGE = "qwen3moe-export"
 @dataclass(frozen=True)
 class TensorRTRank:
     """Implements `RankSpec`. export: the folder of all stages; plan: as `find_plan` takes it; weights: the checkpoint,
-    None with `random_weights` in `config`. The rank runs on the GPU of its number."""
+    None with `random_weights` in `config`. The rank runs on the GPU of its number on this host."""
 
     place: Place
     export: Path
@@ -53,6 +54,7 @@ class TensorRTRank:
     plugins: Path | None
 
     def facts(self) -> Facts:
+        self._check_gpus()
         info = load_plan_info(self._plan())
         shared = {
             "layout": str(self.place.layout),
@@ -67,11 +69,17 @@ class TensorRTRank:
 
     def open(self, group: SharedGroup, board: Board) -> TensorRTRunner:
         with ExitStack() as resources:
-            config = replace(self.config, device=self.place.rank)
+            config = replace(self.config, device=self.place.number_here)
             use_device(config.device)
             communicator = resources.enter_context(self._join(group, config.device)) if group.size > 1 else None
             executor = resources.enter_context(self._open_executor(config, board))
             return TensorRTRunner(executor, communicator, self._rebalancer(executor, group), resources.pop_all())
+
+    def _check_gpus(self) -> None:
+        needed = len(self.place.ranks_here)
+        if (found := device_count()) < needed:
+            expected = f"{needed}, one for each rank of {self.place.layout}{' here' if self.place.by_stage else ''}"
+            raise InputError("GPUs", got=found, expected=expected, remedy="use more of them, or export for fewer ranks")
 
     def _join(self, group: SharedGroup, device: int) -> Communicator:
         """The first rank's id travels through the shared memory of the group."""
@@ -148,13 +156,17 @@ class TensorRTRunner:
 
 
 def tensorrt_ranks(
-    export: Path, plan: Path | None, weights: Path | None, config: TensorRTConfig, plugins: Path | None
+    export: Path,
+    plan: Path | None,
+    weights: Path | None,
+    config: TensorRTConfig,
+    plugins: Path | None,
+    by_stage: bool = False,
 ) -> list[TensorRTRank]:
     """One for every rank of the export's layout."""
     layout = load_stages(export)[0].manifest.part.layout
-    return [
-        TensorRTRank(Place(rank, layout), export, plan, weights, config, plugins) for rank in range(layout.world_size)
-    ]
+    places = [Place(rank, layout, by_stage) for rank in range(layout.world_size)]
+    return [TensorRTRank(place, export, plan, weights, config, plugins) for place in places]
 
 
 def _package_version() -> str:

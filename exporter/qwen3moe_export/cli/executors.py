@@ -78,6 +78,7 @@ RUNTIME_OPTIONS = (
         metavar="SECONDS",
         help="Without progress, after which a rank of many counts as hung.  [default: 8]",
     ),
+    click.option("--ray", metavar="ADDRESS", help="Of a Ray cluster, over whose hosts stages are spread; or auto."),
     click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="ONNX Runtime; 0 is all cores."),
 )
 

@@ -27,6 +27,7 @@ _EXTRAS = {
     "aiohttp": "bench",
     "fastapi": "serve",
     "prometheus_client": "serve",
+    "ray": "ray",
     "uvicorn": "serve",
     "matplotlib": "bench",
     "transformers": "verify",
