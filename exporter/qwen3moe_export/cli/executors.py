@@ -61,12 +61,6 @@ RUNTIME_OPTIONS = (
     click.option("--random-weights", type=int, metavar="SEED", help="TensorRT: make weights on the device."),
     router_skew_option("Of random weights: which share of assignments the first experts take, such as 0.9/8."),
     click.option(
-        "--router-skew",
-        callback=lambda _, option, text: None if text is None else RouterSkew.parse(text, option.opts[0]),
-        metavar="SHARE/EXPERTS",
-        help="Of random weights: which share of assignments the first experts take, such as 0.9/8.",
-    ),
-    click.option(
         "--cuda-graphs/--no-cuda-graphs",
         default=None,
         help="TensorRT: replay decode steps as CUDA graphs.  [default: on]",
