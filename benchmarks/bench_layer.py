@@ -1,17 +1,17 @@
 """Times a decode step of Qwen3-30B-A3B's kernels in a row, without TensorRT: where the time of a step goes.
 
-    python benchmarks/bench_layer.py path/to/libqwen3moe_kernels.so [--batches 1 8] [--context 1024]
+    python benchmarks/bench_layer.py path/to/libqwen3moe_kernels.so [--batches 1 8] [--contexts 1024 8192]
 
 A CUDA graph holds what a step launches: 48 layers with weights of their own (61 GB, pseudo-random, made on the device),
-the last norm, the LM head and the greedy sampler, fp16. Routing is uniform: the router's product runs, but MoE gets
-random logits drawn per layer. An operator's time is what the step gains by leaving it out: so overlap with its
-neighbours counts as theirs. The bound is each weight and key that the step needs, once, at 4.3 TB/s.
+the last norm, the LM head and the greedy sampler, fp16. An operator's time is what the step gains by leaving it out: so
+overlap with its neighbours counts as theirs. The bound is each weight and key that the step needs, once, at 4.3 TB/s.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,32 +90,51 @@ class Step:
         self.cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device="cuda")
         self.context_lens = torch.full((batch,), context, dtype=torch.int32, device="cuda")
         self.positions = self.context_lens - 1
-        self.routing = torch.randn(LAYERS, batch, E, device="cuda").half()
         self.hidden = torch.randn(batch, H, device="cuda").half()
-        self.normed, self.out, *self.residuals = (torch.zeros_like(self.hidden) for _ in range(4))
+        self.normed, self.out, self.projected, *self.residuals = (torch.zeros_like(self.hidden) for _ in range(5))
         self.qkv, self.attended = self.empty((HEADS + 2 * KV_HEADS) * D), self.empty(HEADS * D)
         self.router_logits, self.logits = self.empty(E), self.empty(VOCAB, torch.float32)
         self.tokens = torch.full((batch,), -1, dtype=torch.int32, device="cuda")
-        x, residual = self.hidden, None
-        for idx, layer in enumerate(weights.layers):
-            residual = self.norm(x, residual, layer["norm"])
-            self.linear("qkv", self.normed, layer["qkv"], self.qkv)
-            self.attention(layer)
-            self.linear("output", self.attended, layer["output"], self.out)
-            residual = self.norm(self.out, residual, layer["second_norm"])
-            self.linear("router", self.normed, layer["router"], self.router_logits)
-            self.moe(layer, self.routing[idx])
-            x = self.out
-        self.norm(x, residual, weights.norm)
+        self.residual: torch.Tensor | None = None
+        self.sums: list[torch.Tensor] = []  # by layer: of the stream, what is normed for the experts
+        x = self.hidden
+        for layer in weights.layers:
+            self.layer(x, layer)
+            x, self.sums = self.out, [*self.sums, self.residual]
+        self.norm(x, weights.norm)
         self.linear("logits and sampler", self.normed, weights.logits, self.logits)
         self.sample()
+
+    def layer(self, x: torch.Tensor, layer: dict[str, torch.Tensor]) -> None:
+        self.norm(x, layer["norm"])
+        self.linear("qkv", self.normed, layer["qkv"], self.qkv)
+        self.attention(layer)
+        self.linear("output", self.attended, layer["output"], self.projected)
+        self.norm(self.projected, layer["second_norm"])
+        self.linear("router", self.normed, layer["router"], self.router_logits)
+        shape = MoEShape(FP16, self.batch, H, I, E, E, TOP_K, 1)
+        experts = (layer["gate_up"], layer["down"], self.weights.slots)
+        self.add("moe", "moe", shape, MoETensors, (self.normed, self.router_logits, *experts, self.out))
+
+    def next_residual(self) -> torch.Tensor:
+        """Where the residual stream goes next: never where it is."""
+        self.residual = self.residuals[0] if self.residual is not self.residuals[0] else self.residuals[1]
+        return self.residual
 
     def empty(self, width: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return torch.empty(self.batch, width, dtype=dtype, device="cuda")
 
-    def add(self, name: str, op: str, shape: ctypes.Structure, tensors: ctypes.Structure) -> None:
+    def add(
+        self,
+        name: str,
+        op: str,
+        shape: ctypes.Structure,
+        tensors_type: type[ctypes.Structure],
+        operands: tuple[torch.Tensor | None, ...],
+    ) -> None:
         size = self.library.workspace_size(op, shape)
         assert size <= self.workspace.numel()
+        tensors = tensors_type(*(None if tensor is None else tensor.data_ptr() for tensor in operands))
 
         def call() -> None:
             stream = torch.cuda.current_stream().cuda_stream
@@ -123,21 +142,16 @@ class Step:
 
         self.calls.append((name, call))
 
-    def norm(self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-        """Into self.normed; returns the residual stream."""
-        shape = RMSNormShape(FP16, self.batch, H, EPS)
-        if residual is None:
-            tensors = RMSNormTensors(x.data_ptr(), None, weight.data_ptr(), self.normed.data_ptr(), None)
-            self.add("norms", "rms_norm", shape, tensors)
-            return x
-        total = self.residuals[0] if residual is not self.residuals[0] else self.residuals[1]
-        pointers = (tensor.data_ptr() for tensor in (x, residual, weight, self.normed, total))
-        self.add("norms", "rms_norm", shape, RMSNormTensors(*pointers))
-        return total
+    def norm(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Of x, or its sum with the residual stream, into self.normed."""
+        shape, residual = RMSNormShape(FP16, self.batch, H, EPS), self.residual
+        total = self.next_residual() if residual is not None else None
+        self.residual = x if residual is None else total
+        self.add("norms", "rms_norm", shape, RMSNormTensors, (x, residual, weight, self.normed, total))
 
     def linear(self, name: str, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         shape = LinearShape(FP16, int(out.dtype == torch.float32), *x.shape, len(weight))
-        self.add(name, "linear", shape, LinearTensors(x.data_ptr(), weight.data_ptr(), out.data_ptr()))
+        self.add(name, "linear", shape, LinearTensors, (x, weight, out))
 
     def attention(self, layer: dict[str, torch.Tensor]) -> None:
         blocks = self.block_table.shape[1]
@@ -149,25 +163,25 @@ class Step:
             self.qkv, layer["q_norm"], layer["k_norm"], self.weights.cos_sin, self.positions, layer["kv_cache"],
             self.block_table, self.cu_seqlens, self.context_lens, self.attended,
         )  # fmt: skip
-        tensors = PagedAttentionTensors(*(tensor.data_ptr() for tensor in operands))
-        self.add("attention", "paged_attention", shape, tensors)
-
-    def moe(self, layer: dict[str, torch.Tensor], logits: torch.Tensor) -> None:
-        shape = MoEShape(FP16, self.batch, H, I, E, E, TOP_K, 1)
-        operands = (self.normed, logits, layer["gate_up"], layer["down"], self.weights.slots, self.out)
-        self.add("moe", "moe", shape, MoETensors(*(tensor.data_ptr() for tensor in operands)))
+        self.add("attention", "paged_attention", shape, PagedAttentionTensors, operands)
 
     def sample(self) -> None:
         zeros = torch.zeros(4, self.batch, device="cuda")
         draws = torch.zeros(2, self.batch, dtype=torch.int64, device="cuda")
         self.keep += [zeros, draws]
         operands = (self.logits, zeros[0], zeros[1], zeros[2], zeros[3], draws[0], draws[1], self.tokens)
-        tensors = SampleTensors(*(tensor.data_ptr() for tensor in operands))
-        self.add("logits and sampler", "sample", SampleShape(self.batch, VOCAB), tensors)
+        self.add("logits and sampler", "sample", SampleShape(self.batch, VOCAB), SampleTensors, operands)
 
-    def num_experts(self) -> int:
-        """Distinct experts the layers' tokens chose, summed over layers."""
-        return sum(logits.topk(TOP_K).indices.unique().numel() for logits in self.routing)
+    def run_once(self) -> None:
+        """Kernel by kernel. Counts the distinct experts that the layers' tokens choose, summed over layers."""
+        self.num_experts, layers = 0, zip(self.weights.layers, self.sums, strict=True)
+        for name, call in self.calls:
+            call()
+            if name == "moe":
+                layer, total = next(layers)
+                normed = torch.nn.functional.rms_norm(total, (H,), layer["second_norm"], EPS)
+                self.num_experts += (normed @ layer["router"].T).topk(TOP_K).indices.unique().numel()
+        torch.cuda.synchronize()
 
     def bound_ms(self) -> dict[str, float]:
         elements = {
@@ -176,7 +190,7 @@ class Step:
             "attention": LAYERS * self.batch * self.context * 2 * KV_HEADS * D,
             "output": LAYERS * H * HEADS * D,
             "router": LAYERS * H * E,
-            "moe": self.num_experts() * 3 * H * I,
+            "moe": self.num_experts * 3 * H * I,
             "logits and sampler": VOCAB * H,
         }
         return {op: 1e3 * 2 * count / BYTES_PER_SECOND for op, count in elements.items()}
@@ -210,35 +224,37 @@ class Result:
 
 def bench(library: KernelLibrary, weights: Weights, batch: int, context: int) -> tuple[Step, Result]:
     step = Step(library, weights, batch, context)
-    for _, call in step.calls:  # a product by cuBLASLt must run once before it is captured
-        call()
-    torch.cuda.synchronize()
+    step.run_once()  # a product by cuBLASLt must run once before it is captured
     assert bool(step.logits.isfinite().all()) and torch.equal(step.tokens.long(), step.logits.argmax(dim=1))
     whole = step_ms(step)
     return step, Result(whole, {op: whole - step_ms(step, without=op) for op in OPS})
 
 
+def report(step: Step, result: Result) -> None:
+    bounds = step.bound_ms()
+    bound = sum(bounds.values())
+    print(f"\n| batch {step.batch}, context {step.context} | ms | us a layer | bound ms | of the bound |")
+    print("|---|---|---|---|---|")
+    for op in OPS:
+        per_layer = "" if op == OPS[-1] else f"{1e3 * result.ops[op] / LAYERS:.1f}"
+        print(f"| {op} | {result.ops[op]:.3f} | {per_layer} | {bounds[op]:.3f} | |")
+    overlap = result.step - sum(result.ops.values())
+    print(f"| not of one operator alone | {overlap:.3f} | {1e3 * overlap / LAYERS:.1f} | | |")
+    print(f"| step | {result.step:.3f} | | {bound:.3f} | {100 * bound / result.step:.0f} % |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", help="libqwen3moe_kernels.so")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192])
     arguments = parser.parse_args()
     load_cublaslt()
     library = KernelLibrary(arguments.library)
-    weights = Weights(library, max(arguments.batches), arguments.context)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, fp16, context {arguments.context}")
-    for batch in arguments.batches:
-        step, result = bench(library, weights, batch, arguments.context)
-        bounds = step.bound_ms()
-        bound = sum(bounds.values())
-        print(f"\n| batch {batch} | ms | us a layer | bound ms | % of bound |\n|---|---|---|---|---|")
-        for op in OPS:
-            per_layer = "" if op == OPS[-1] else f"{1e3 * result.ops[op] / LAYERS:.1f}"
-            print(f"| {op} | {result.ops[op]:.3f} | {per_layer} | {bounds[op]:.3f} | |")
-        overlap = result.step - sum(result.ops.values())
-        print(f"| not of one operator alone | {overlap:.3f} | {1e3 * overlap / LAYERS:.1f} | | |")
-        print(f"| step | {result.step:.3f} | | {bound:.3f} | {100 * bound / result.step:.0f} |", flush=True)
+    weights = Weights(library, max(arguments.batches), max(arguments.contexts))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, fp16")
+    for batch, context in itertools.product(arguments.batches, arguments.contexts):
+        report(*bench(library, weights, batch, context))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ import statistics
 from collections.abc import Iterator
 
 import numpy as np
-from cuda.bindings import runtime as cudart
 from numpy.typing import NDArray
 
 from qwen3moe_engine.expert_placement import MAP_ROWS
-from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Graph, Stream, call, use_device
+from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Event, Graph, Stream, use_device
 from qwen3moe_plugins.kernels import FP16, FillShape, FillTensors, KernelLibrary, MoEShape, MoETensors
 from qwen3moe_plugins.library import KERNELS, find_library
 
@@ -31,6 +30,7 @@ class Layers:
 
     def __init__(self, memory: DeviceMemory):
         self._library, self._memory, self._stream = KernelLibrary(find_library(KERNELS)), memory, Stream()
+        self._start, self._end = Event(timed=True), Event(timed=True)
         self._weights = [(self._random(E * 2 * I * H, 0.04), self._random(E * H * I, 0.06)) for _ in range(2)]
 
     def capture(self, num_tokens: int, is_balanced: bool) -> tuple[Graph, int]:
@@ -55,11 +55,11 @@ class Layers:
 
     def microseconds(self, graph: Graph) -> float:
         """Of a call."""
-        start = self._stream.record()
+        self._start.record(self._stream)
         graph.launch()
-        end = self._stream.record()
-        self._stream.synchronize()
-        return 1e3 * call(cudart.cudaEventElapsedTime, start, end) / CALLS
+        self._end.record(self._stream)
+        self._end.wait()
+        return 1e3 * self._end.milliseconds_since(self._start) / CALLS
 
     def fetch(self, address: int) -> NDArray[np.int32]:
         counts = np.empty(E, np.int32)

@@ -26,7 +26,7 @@ from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.executor import Executor
 from qwen3moe_engine.manifest import Manifest
-from qwen3moe_engine.parallel.executor import ParallelExecutor
+from qwen3moe_engine.parallel.executor import OverlappingParallelExecutor, ParallelExecutor
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.stages import load_stages
@@ -156,9 +156,11 @@ def open_ranks(
     """One GPU's executor gives the logits of every token."""
     first = load_stages(export)[0]
     config = TensorRTConfig(NUM_BLOCKS, max_logits=MAX_TOKENS, cuda_graphs=cuda_graphs)
-    if first.manifest.part.layout.world_size > 1:
+    layout = first.manifest.part.layout
+    if layout.world_size > 1:
+        kind = OverlappingParallelExecutor if layout.pp == 1 else ParallelExecutor
         ranks = tensorrt_ranks(export, None, weights, config, plugins)
-        return ParallelExecutor(ranks, rebalance_steps=rebalance_steps)
+        return kind(ranks, rebalance_steps=rebalance_steps)
     plan = find_plan(first.folder, None)
     return TensorRTExecutor(export, first.manifest, plan, open_checkpoint(weights), config, no_progress, plugins)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from schedules import Driver, Schedule
@@ -18,8 +18,9 @@ from schedules import Driver, Schedule
 from qwen3moe_engine.batch import Batch, SequenceStep, pack_batch
 from qwen3moe_engine.block_manager import BlockManager, num_blocks_for
 from qwen3moe_engine.engine import Engine
-from qwen3moe_engine.executor import Executor
-from qwen3moe_engine.logits import Logits
+from qwen3moe_engine.executor import Executor, OverlappingExecutor
+from qwen3moe_engine.logit_adjustments import adjust_logits
+from qwen3moe_engine.logits import Draw, Drawn, Logits
 from qwen3moe_engine.request import Request
 from qwen3moe_engine.sampling_rule import draw, philox
 from qwen3moe_engine.scheduler import Scheduler
@@ -39,18 +40,33 @@ class Interruptible:
         self.max_model_len = self.inner.max_model_len
 
     def execute(self, batch: Batch) -> Logits:
-        while self.callbacks:
-            self.callbacks.pop()()
+        self.let_in()
         return self.inner.execute(batch)
 
+    def let_in(self) -> None:
+        while self.callbacks:
+            self.callbacks.pop()()
 
-def live(schedule: Schedule, executor: Executor, tolerance: float) -> Counter:
+    def close(self) -> None:
+        """The executor is the caller's."""
+
+
+class OverlappingInterruptible(Interruptible):
+    """The same of one that takes a step while the one before runs."""
+
+    def launch(self, batch: Batch, draws: Sequence[Draw]) -> Drawn:
+        assert isinstance(self.inner, OverlappingExecutor)
+        self.let_in()
+        return self.inner.launch(batch, draws)
+
+
+def live(schedule: Schedule, executor: Executor, tolerance: float, overlap: bool = False) -> Counter:
     """What happened. tolerance: of a logit of `executor`, between one batch and another."""
     num_blocks = num_blocks_for(schedule.max_tokens, executor.block_size) + schedule.spare_blocks
     blocks = BlockManager(min(num_blocks, executor.num_blocks), executor.block_size)
     max_step_tokens = max(schedule.max_step_tokens, schedule.max_seqs)
     scheduler = Scheduler(blocks, executor.max_model_len, max_step_tokens, schedule.max_seqs, schedule.max_waiting)
-    outer = Interruptible(executor)
+    outer = OverlappingInterruptible(executor) if overlap else Interruptible(executor)
     engine = Engine(outer, scheduler, VOCAB_SIZE, EOS)
     requests = Driver(engine, scheduler, schedule, VOCAB_SIZE, outer.callbacks.append).run()
     served = [request for request in requests if request is not None]
@@ -71,6 +87,9 @@ def leaves_at_near_tie(executor: Executor, request: Request, tolerance: float) -
     if not request.output_ids:
         return False
     logits, params = logits_alone(executor, request), request.params
+    for at, row in enumerate(logits):
+        before = replace(request, output_ids=request.output_ids[:at])
+        logits[at] = adjust_logits(row, before, EOS)
     given = [draw(row, params, at) if params.temperature else int(row.argmax()) for at, row in enumerate(logits)]
     wrong = np.flatnonzero(np.array(given) != request.output_ids)
     if not len(wrong):

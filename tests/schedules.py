@@ -24,7 +24,8 @@ class Arrival:
 
     Prefix 1 is prefix 0 with another first token, and prefix 2 repeats four tokens: equal blocks behind unequal ones.
 
-    seed: of a request that draws its tokens; None for one that takes the likeliest.
+    seed: of a request that draws its tokens; None for one that takes the likeliest. judged: the host has a part in
+    sampling it: a penalty, log-probabilities.
     cancelled_at: the step in which it is cancelled, if it has not finished by then; `midway`, while that step runs.
     """
 
@@ -38,6 +39,7 @@ class Arrival:
     cancelled_at: int | None
     midway: bool
     seed: int | None
+    judged: bool
 
     def prompt(self, index: int, vocab_size: int) -> list[int]:
         shared = [self.prefix, *((i * i * 7 + i) % vocab_size for i in range(1, self.num_shared))]
@@ -48,8 +50,9 @@ class Arrival:
 
     @property
     def params(self) -> SamplingParams:
+        host = {"frequency_penalty": 1.5, "logprobs": 1} if self.judged else {}
         temperature = 0.0 if self.seed is None else 1.0
-        return SamplingParams(self.max_new_tokens, self.ignore_eos, temperature=temperature, seed=self.seed)
+        return SamplingParams(self.max_new_tokens, self.ignore_eos, temperature=temperature, seed=self.seed, **host)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def schedules(
         cancelled_at=st.none() | st.none() | st.integers(0, 24),
         midway=st.booleans(),
         seed=st.none() | st.integers(0, 3),
+        judged=st.sampled_from((False, False, False, False, True)),
     )
     return st.builds(
         Schedule,
@@ -119,7 +123,7 @@ class Driver:
             self._finished += self.engine.step()
             self.scheduler.check_invariants()
             self._stream()
-            if len(self._requests) == len(self.schedule.arrivals) and not self.scheduler.has_work:
+            if len(self._requests) == len(self.schedule.arrivals) and not self.engine.has_work:
                 break
         self._check_end()
         return [self._requests[index] for index in range(len(self.schedule.arrivals))]
@@ -150,6 +154,8 @@ class Driver:
         done = [request for request in self._requests.values() if request and request.finish_reason != "abort"]
         assert sorted(r.request_id for r in self._finished) == sorted(r.request_id for r in done)
         assert all(request.finish_reason in ("stop", "length") for request in done)
+        for request in filter(None, self._requests.values()):
+            assert len(request.logprobs) == (0 if request.params.logprobs is None else len(request.output_ids))
         stats = self.engine.stats()
         assert (stats.num_waiting, stats.num_running, stats.num_blocks_used) == (0, 0, 0), stats
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,14 @@ class SequenceStep:
     block_ids: Sequence[int]
 
 
+Carried = tuple[int, int]  # a place among a step's tokens, and the row of the step before whose drawn token goes there
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Named as the graph's inputs; all int32, tokens as embeddings excepted."""
+    """Named as the graph's inputs; all int32, tokens as embeddings excepted.
+
+    carried: tokens that are not known yet, by ascending place, where `tokens` holds a 0."""
 
     tokens: NDArray  # [T] or [T, H]
     positions: NDArray[np.int32]  # [T]
@@ -36,6 +41,7 @@ class Batch:
     cu_seqlens: NDArray[np.int32]  # [B + 1]
     context_lens: NDArray[np.int32]  # [B]
     logits_indices: NDArray[np.int32]  # [N]
+    carried: Sequence[Carried] = field(default=(), kw_only=True)
 
     def inputs(self) -> dict[str, NDArray]:
         """By name of the graph's input."""
@@ -58,11 +64,12 @@ def pack_batch(steps: list[SequenceStep], block_size: int, logits_of: list[int] 
 
 def lay_out(
     tokens: NDArray,
-    num_new: list[int],
-    num_computed: list[int],
+    num_new: Sequence[int],
+    num_computed: Sequence[int],
     block_ids: Sequence[Sequence[int]],
     block_size: int,
-    logits_of: list[int] | None,
+    logits_of: Sequence[int] | NDArray[np.int64] | None,
+    carried: Sequence[Carried] = (),
 ) -> Batch:
     """`pack_batch` on columns: tokens [T] or [T, H], the rest by sequence. Hundreds of sequences cost a loop over block
     tables and no other; a table that is an array of int32 is copied without a look at its numbers."""
@@ -84,12 +91,13 @@ def lay_out(
         cu_seqlens=cu_seqlens,
         context_lens=contexts,
         logits_indices=every_token if logits_of is None else cu_seqlens[1:][logits_of] - 1,
+        carried=carried,
     )
 
 
-def pad_batch(batch: Batch, num_seqs: int, max_blocks: int) -> Batch:
-    """The same decode step (a token and a row of logits for each sequence) with `num_seqs` sequences and a block table
-    of `max_blocks` columns: the new sequences are empty, and their tokens padding."""
+def pad_batch(batch: Batch, num_tokens: int, num_seqs: int, max_blocks: int) -> Batch:
+    """The same step (a row of logits for each sequence) with `num_tokens` tokens, `num_seqs` sequences and a block
+    table of `max_blocks` columns: the new tokens are padding, and the new sequences empty."""
 
     def padded(array: NDArray, *shape: int, value: int = 0) -> NDArray:
         result = np.full(shape, value, array.dtype)  # a tenth of the time of np.pad, which every step would wait for
@@ -97,10 +105,11 @@ def pad_batch(batch: Batch, num_seqs: int, max_blocks: int) -> Batch:
         return result
 
     return Batch(
-        tokens=padded(batch.tokens, num_seqs, *batch.tokens.shape[1:]),
-        positions=padded(batch.positions, num_seqs),
+        tokens=padded(batch.tokens, num_tokens, *batch.tokens.shape[1:]),
+        positions=padded(batch.positions, num_tokens),
         block_table=padded(batch.block_table, num_seqs, max_blocks),
         cu_seqlens=padded(batch.cu_seqlens, num_seqs + 1, value=batch.cu_seqlens[-1]),
         context_lens=padded(batch.context_lens, num_seqs),
         logits_indices=padded(batch.logits_indices, num_seqs),
+        carried=batch.carried,
     )

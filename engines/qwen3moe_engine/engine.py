@@ -1,6 +1,7 @@
 """The generation loop: schedule, pack, execute, sample, until nothing is left.
 
-Owns: requests from arrival to completion. Must not know which executor it drives. Not for several threads at a time.
+Owns: requests from arrival to completion, and the steps in flight: where the executor can take a step while the one
+before runs, two. Must not know which executor it drives. Not for several threads at a time.
 """
 
 from __future__ import annotations
@@ -10,25 +11,22 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from qwen3moe_engine.batch import Batch, lay_out
 from qwen3moe_engine.detokenizer import Detokenizer, Vocabulary
 from qwen3moe_engine.engine_options import EngineOptions
-from qwen3moe_engine.executor import Executor
+from qwen3moe_engine.executor import Executor, OverlappingExecutor
 from qwen3moe_engine.prompt import Prompt, PromptEncoder
 from qwen3moe_engine.request import Completion, Request, check_params, check_token_ids
-from qwen3moe_engine.sampler import sample_batch
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.scheduler import Scheduler
 from qwen3moe_engine.stats import EngineStats
-from qwen3moe_engine.step_plan import StepPlan
+from qwen3moe_engine.step_in_flight import StepInFlight, start_step
 from qwen3moe_plugins.errors import InputError
 
 
 class Engine:
     """Serves requests with `executor`. Tokens at or above vocab_size are refused; text needs a tokenizer, and prompts
-    that are not token ids an encoder."""
+    that are not token ids an encoder. overlap: start a step before the tokens of the one before are known, where the
+    executor can."""
 
     def __init__(
         self,
@@ -38,11 +36,14 @@ class Engine:
         eos_token_ids: tuple[int, ...],
         tokenizer: Vocabulary | None = None,
         encoder: PromptEncoder | None = None,
+        overlap: bool = True,
     ):
         self._executor, self._scheduler, self._tokenizer = executor, scheduler, tokenizer
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._encoder = encoder or PromptEncoder(None, None)
         self._request_ids = itertools.count(1)
+        self._in_flight: deque[StepInFlight] = deque()
+        self._max_in_flight = 2 if overlap and isinstance(executor, OverlappingExecutor) else 1
 
     @classmethod
     def from_export(
@@ -62,7 +63,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        """Whether a step has anything to do: for requests, or to take in one that nobody needs any more."""
+        return self._scheduler.has_work or bool(self._in_flight)
 
     @property
     def executor(self) -> Executor:
@@ -121,22 +123,33 @@ class Engine:
         return self._scheduler.stats()
 
     def step(self) -> list[Request]:
-        """One pass through the model for everything that is scheduled. Returns the requests it finished."""
-        plan = self._scheduler.schedule()
-        if not plan.scheduled:
-            return []
-        logits = self._executor.execute(_pack(plan, self._executor.block_size))
-        self._scheduler.commit(plan)
-        sampling = [item.request for item in plan.scheduled if item.samples]
+        """Waits for one pass through the model, and has the next one started by then if that needs none of its tokens
+        on the host. Returns the requests it finished."""
+        while self._may_start() and (plan := self._scheduler.schedule()).scheduled:
+            ahead = self._in_flight[-1] if self._in_flight else None
+            self._in_flight.append(start_step(plan, ahead, self._executor, self._max_in_flight > 1))
+            self._scheduler.commit(plan)
+        return self._take_in() if self._in_flight else []
+
+    def _may_start(self) -> bool:
+        """Whether a step may be started behind those in flight."""
+        if not self._in_flight:
+            return True
+        return len(self._in_flight) < self._max_in_flight and self._in_flight[-1].drawn is not None
+
+    def _take_in(self) -> list[Request]:
+        """What the oldest step in flight gives. Tokens of requests that have ended are superfluous: of those that were
+        aborted, and those whose last token the step before gave."""
+        step = self._in_flight[0]
+        sampled = step.sample(self._eos_token_ids)  # if this raises, the step is still to be taken in
+        self._in_flight.popleft()
         finished: list[Request] = []
-        for request, (token, logprob) in zip(
-            sampling, sample_batch(logits, sampling, self._eos_token_ids), strict=True
-        ):
-            if request.finish_reason is not None:  # aborted while the step ran
+        for request, (token, logprob) in zip(step.requests, sampled, strict=True):
+            if request.finish_reason is not None:
                 continue
             request.append(token, self._eos_token_ids, logprob)
+            self._scheduler.take(request)
             if request.finish_reason is not None:
-                self._scheduler.finish(request)
                 finished.append(request)
         return finished
 
@@ -151,20 +164,6 @@ class Engine:
         except BaseException:
             for request in requests[: len(requests) - len(arriving)]:
                 self.abort(request)
+            if not self._scheduler.has_work:
+                self._in_flight.clear()
             raise
-
-
-def _pack(plan: StepPlan, block_size: int) -> Batch:
-    items = plan.scheduled
-    token_ids: list[int] = []
-    for item in items:
-        token_ids += item.request.tokens(item.start, item.start + item.num_new)
-    sampling = [index for index, item in enumerate(items) if item.samples]
-    return lay_out(
-        tokens=np.array(token_ids, np.int32),
-        num_new=[item.num_new for item in items],
-        num_computed=[item.start for item in items],
-        block_ids=[item.request.block_ids for item in items],
-        block_size=block_size,
-        logits_of=sampling or [0],  # a graph has at least one row of logits, wanted or not
-    )

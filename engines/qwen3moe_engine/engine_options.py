@@ -18,10 +18,11 @@ EXECUTORS = ("onnxruntime", "tensorrt")
 class EngineOptions:
     """executor: one of EXECUTORS. What is None is the executor's default.
 
-    plan, random_weights, router_skew, cuda_graphs, plugins: of TensorRT: the plan as `engine` built it, by default the
-    one in the export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on the device
-    instead of reading a checkpoint's; which experts their routers prefer; whether decode steps are replayed as CUDA
-    graphs (they are); the folder of our libraries.
+    plan, random_weights, router_skew, cuda_graphs, overlap, plugins: of TensorRT: the plan as `engine` built it, by
+    default the one in the export's folder, and of a pipeline a file name in each stage's; a seed to make weights by on
+    the device instead of reading a checkpoint's; which experts their routers prefer; whether steps are replayed as CUDA
+    graphs (they are); whether the next step is started while one runs (it is, but in a pipeline); the folder of our
+    libraries.
     num_threads: of ONNX Runtime, 0 for as many as cores.
     max_seqs, max_step_tokens: of a step. max_waiting: requests in the queue. kv_tokens: size of the KV pool.
     rebalance_steps: between two moves of experts to where the work of ranks is even. step_timeout: seconds without
@@ -34,6 +35,7 @@ class EngineOptions:
     random_weights: int | None = None
     router_skew: RouterSkew | None = None
     cuda_graphs: bool | None = None
+    overlap: bool | None = None
     plugins: Path | None = None
     num_threads: int = 0
     max_seqs: int | None = None
@@ -58,7 +60,7 @@ class EngineOptions:
             self._check_tensorrt(weights)
 
     def _check_onnxruntime(self, weights: Path | None) -> None:
-        of_tensorrt = ("plan", "random_weights", "router_skew", "cuda_graphs", "plugins")
+        of_tensorrt = ("plan", "random_weights", "router_skew", "cuda_graphs", "overlap", "plugins")
         given = [name for name in of_tensorrt if getattr(self, name) is not None]
         if given:
             remedy = "leave these out, or choose the executor tensorrt"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from qwen3moe_engine.batch import Batch
-from qwen3moe_engine.logits import Logits
+from qwen3moe_engine.logits import Draw, Drawn, Logits
 
 
 class Executor(Protocol):
@@ -22,6 +22,16 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Gives back what outlives the object: device memory, processes."""
+        ...
+
+
+@runtime_checkable
+class OverlappingExecutor(Executor, Protocol):
+    """One that takes a step while the one before runs, and has the tokens that are drawn from that one's logits: the
+    `carried` of a batch, with which `execute` may be called, too."""
+
+    def launch(self, batch: Batch, draws: Sequence[Draw]) -> Drawn:
+        """Starts a step and the draw of its tokens. At most one step may be in flight that has not been waited for."""
         ...
 
 

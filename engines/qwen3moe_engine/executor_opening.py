@@ -130,7 +130,7 @@ def _open_tensorrt(
     graphs = options.cuda_graphs is not False
     config = TensorRTConfig(num_blocks, cuda_graphs=graphs, random_weights=_random_weights(options))
     if first.manifest.part.layout.world_size > 1:
-        from qwen3moe_engine.parallel.executor import ParallelExecutor
+        from qwen3moe_engine.parallel.executor import OverlappingParallelExecutor, ParallelExecutor
         from qwen3moe_engine.tensorrt.rank import tensorrt_ranks
 
         if options.ray is not None:
@@ -138,7 +138,9 @@ def _open_tensorrt(
             stages = tensorrt_ranks(*paths, config, options.plugins, by_stage=True)
             return _open_pipeline(options, stages, num_gpus=1)
         ranks = tensorrt_ranks(export, options.plan, weights, config, options.plugins)
-        return ParallelExecutor(ranks, _patience(options), options.rebalance_steps)
+        one_stage = first.manifest.part.layout.pp == 1
+        kind = OverlappingParallelExecutor if one_stage else ParallelExecutor
+        return kind(ranks, _patience(options), options.rebalance_steps)
     checkpoint = open_checkpoint(weights) if weights is not None else None
     plan = find_plan(first.folder, options.plan)
     return TensorRTExecutor(export, first.manifest, plan, checkpoint, config, progress, options.plugins)

@@ -32,7 +32,7 @@ def adjust_logits(logits: NDArray[np.float32], request: Request, eos_token_ids: 
         return logits
     logits = logits.copy()
     if params.repetition_penalty != 1:
-        _penalize_repetition(logits, request.tokens(0, request.num_tokens), F32(params.repetition_penalty))
+        _penalize_repetition(logits, request.tokens(0, request.num_known), F32(params.repetition_penalty))
     if params.presence_penalty or params.frequency_penalty:
         _penalize_counts(logits, request.output_ids, params)
     if params.logit_bias:

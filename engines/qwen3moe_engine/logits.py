@@ -37,6 +37,14 @@ class Logits(Protocol):
         ...
 
 
+class Drawn(Protocol):
+    """Tokens that are being drawn."""
+
+    def tokens(self) -> list[int]:
+        """By row of logits. Waits until the step has ended."""
+        ...
+
+
 @dataclass(frozen=True)
 class HostLogits:
     """Rows [N, V] in the host's memory."""

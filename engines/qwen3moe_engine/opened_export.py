@@ -63,7 +63,8 @@ class OpenedExport:
         wanted = num_blocks if num_blocks is not None else self._default_num_blocks()
         executor = open_executor(self.options, self.export, self.weights, wanted, progress)
         dims, scheduler = self.manifest.dims, self._make_scheduler(executor.num_blocks)
-        return Engine(executor, scheduler, dims.vocab_size, self.manifest.eos_token_ids, self.tokenizer, self.encoder)
+        eos_token_ids, overlap = self.manifest.eos_token_ids, self.options.overlap is not False
+        return Engine(executor, scheduler, dims.vocab_size, eos_token_ids, self.tokenizer, self.encoder, overlap)
 
     def _default_num_blocks(self) -> int | None:
         size = self.capacity.block_size

@@ -21,7 +21,9 @@ from qwen3moe_plugins.errors import InputError
 class Request:
     """A sequence being served. Of two requests that with the higher priority comes first, else that with the lower id.
 
-    num_computed: tokens whose keys and values are in the cache. block_ids: int32, as the block table needs them.
+    num_known: tokens of prompt and output; max_tokens: the most there may be.
+    num_computed: tokens whose keys and values are in the cache, or will be when the steps in flight have run.
+    num_pending: tokens that those steps will give. block_ids: int32, as the block table needs them.
     block_hashes: of its first full blocks, as far as anybody has asked. num_cached: prompt tokens that the prefix cache
     held as it started. arrived, started, first_token, last_token: `perf_counter` seconds, once they are known.
     """
@@ -32,6 +34,7 @@ class Request:
     priority: int = 0
     output_ids: list[int] = field(default_factory=list, repr=False)
     num_computed: int = 0
+    num_pending: int = 0
     num_preemptions: int = 0
     block_ids: array[int] = field(default_factory=lambda: array("i"), repr=False)
     block_hashes: list[bytes] = field(default_factory=list, repr=False)
@@ -43,17 +46,20 @@ class Request:
     started: float | None = field(default=None, repr=False)
     first_token: float | None = field(default=None, repr=False)
     last_token: float | None = field(default=None, repr=False)
+    num_known: int = field(init=False, repr=False)  # a scheduler asks hundreds of requests each step
+    max_tokens: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.num_known = len(self.prompt_ids) + len(self.output_ids)
+        self.max_tokens = len(self.prompt_ids) + self.params.max_new_tokens
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
-
-    @property
-    def max_tokens(self) -> int:
-        return len(self.prompt_ids) + self.params.max_new_tokens
+        """With those to come from steps in flight."""
+        return self.num_known + self.num_pending
 
     def tokens(self, start: int, end: int) -> list[int]:
-        """Prompt and output tokens start to end - 1."""
+        """Prompt and output tokens start to end - 1, as far as they are known."""
         num_prompt = len(self.prompt_ids)
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt]
@@ -62,6 +68,7 @@ class Request:
     def append(self, token_id: int, eos_token_ids: tuple[int, ...], logprobs: TokenLogprobs | None = None) -> None:
         """Takes a sampled token and decides whether it was the last."""
         self.output_ids.append(token_id)
+        self.num_known += 1
         self.last_token = perf_counter()
         if self.first_token is None:
             self.first_token = self.last_token

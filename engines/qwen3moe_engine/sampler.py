@@ -17,13 +17,19 @@ from qwen3moe_engine.request import Request
 Sampled = tuple[int, TokenLogprobs | None]
 
 
-def sample_batch(logits: Logits, requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> list[Sampled]:
-    """The next token of each request, and its log-probabilities where asked for; the request's logits are the row of
-    the same index."""
-    draws = [Draw(request.params, len(request.output_ids)) for request in requests]
+def draws_of(requests: Sequence[Request]) -> list[Draw]:
+    """Of the next token of each, behind those that are to come."""
+    return [Draw(request.params, len(request.output_ids) + request.num_pending) for request in requests]
+
+
+def sample_batch(
+    logits: Logits, requests: Sequence[Request], draws: Sequence[Draw], eos_token_ids: tuple[int, ...]
+) -> list[Sampled]:
+    """The next token of each request, and its log-probabilities where asked for; the request's logits and draw are
+    those of the same index."""
     tokens = logits.draw(draws)
     logprobs: list[TokenLogprobs | None] = [None] * len(requests)
-    on_host = [row for row, request in enumerate(requests) if _needs_logits(request)]
+    on_host = [row for row, request in enumerate(requests) if needs_logits(request)]
     for row, values in zip(on_host, logits.rows(on_host) if on_host else (), strict=True):
         request = requests[row]
         if request.params.adjusts_logits:
@@ -34,5 +40,6 @@ def sample_batch(logits: Logits, requests: Sequence[Request], eos_token_ids: tup
     return list(zip(tokens, logprobs, strict=True))
 
 
-def _needs_logits(request: Request) -> bool:
+def needs_logits(request: Request) -> bool:
+    """Whether the request's row has to come to the host."""
     return request.params.adjusts_logits or request.params.logprobs is not None

@@ -2,9 +2,12 @@
 
 Owns: the queues, admission, the token budget, chunked prefill, preemption. Must not know the executor.
 
-A request is admitted when its known tokens find blocks; those that it generates find theirs one by one. If none is left
+A request is admitted when its tokens find blocks; those that it generates find theirs one by one. If none is left
 the last in order of service gives up its own and is computed again later. The first in order is never stopped, and fits
 the pool alone, so there is always progress.
+
+`schedule` may be called while the step before is in flight: then a request's last token may be one that nobody knows
+yet. A block that changes hands may still be written by that step, but whoever gets it does so in a later one.
 """
 
 from __future__ import annotations
@@ -43,12 +46,13 @@ class Scheduler:
         self.blocks, self.max_model_len = blocks, max_model_len
         self.max_step_tokens, self.max_seqs, self.max_waiting = max_step_tokens, max_seqs, max_waiting
         self._waiting, self._running = RequestQueue(), RequestQueue()
+        self._ending = RequestQueue()  # whose last token is in flight; they hold nothing
         self._num_prompt_tokens = self._num_prefix_hits = self._num_preemptions = 0
         self._num_steps = self._num_step_seqs = self._num_step_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._ending)
 
     @property
     def is_full(self) -> bool:
@@ -88,42 +92,48 @@ class Scheduler:
         preempted = self._make_room()
         scheduled = self._continue_running()
         self._admit_waiting(scheduled, self.max_step_tokens - sum(item.num_new for item in scheduled))
-        assert scheduled or not self.has_work, "a step without work"
+        assert scheduled or not (self._waiting or self._running), "a step without work"
         return StepPlan(tuple(scheduled), tuple(preempted))
 
     def commit(self, plan: StepPlan) -> None:
-        """Notes that the plan was executed: its keys and values are in the cache, and others may share full blocks."""
+        """Notes that the plan's step was started: to later steps its keys and values are in the cache, and they may
+        share full blocks. A request whose last token it gives needs nothing more."""
         self._num_steps += 1
         self._num_step_seqs += len(plan.scheduled)
         self._num_step_tokens += plan.num_tokens
         block_size = self.blocks.block_size
-        for item in plan.scheduled:
-            request = item.request
+        for request, start, num_new, samples, _ in plan.scheduled:
             if request.finish_reason is not None:  # aborted while the step ran: its blocks are no longer its own
                 continue
-            request.num_computed = end = item.start + item.num_new
-            if end // block_size > item.start // block_size:
-                self._register(request, item.start // block_size, end // block_size)
+            request.num_computed = end = start + num_new
+            if end // block_size > start // block_size:
+                self._register(request, start // block_size, min(end, request.num_known) // block_size)
+            if samples:
+                request.num_pending += 1
+                if request.num_tokens == request.max_tokens:
+                    self._stop(request)
+                    self._ending.add(request)
 
-    def finish(self, request: Request) -> None:
-        """Frees what a running request holds; its blocks stay in the prefix cache."""
-        self._running.remove(request)
-        self._release(request)
+    def take(self, request: Request) -> None:
+        """Notes that the oldest of its pending tokens is known, and may have ended it."""
+        request.num_pending -= 1
+        num_known, block_size = request.num_known, self.blocks.block_size
+        if num_known % block_size == 0 and num_known <= request.num_computed:
+            self._register(request, num_known // block_size - 1, num_known // block_size)
+        if request.finish_reason is not None:
+            self._forget(request)
 
     def abort(self, request: Request) -> None:
         """Forgets a request wherever it is; nothing happens if it has finished."""
         if request.finish_reason is not None:
             return
         request.finish_reason = "abort"
-        if request in self._running:
-            self.finish(request)
-        else:
-            self._waiting.remove(request)
+        self._forget(request)
 
     def stats(self) -> EngineStats:
         return EngineStats(
             num_waiting=len(self._waiting),
-            num_running=len(self._running),
+            num_running=len(self._running) + len(self._ending),
             num_blocks=self.blocks.num_blocks,
             num_blocks_used=self.blocks.num_used,
             num_blocks_cached=self.blocks.num_cached,
@@ -137,14 +147,20 @@ class Scheduler:
         )
 
     def check_invariants(self) -> None:
-        """For tests, between steps: who waits or is done holds nothing, and only computed blocks can be shared."""
+        """For tests, between steps: who waits or is done holds nothing, only blocks whose tokens are known and computed
+        can be shared, and two steps at most are in flight."""
         self.blocks.check_invariants(request.block_ids for request in self._running)
         assert len(self._running) <= self.max_seqs
-        for request in self._waiting:
-            assert not request.block_ids and not request.num_computed and request.finish_reason is None, request
+        for request in (*self._waiting, *self._running, *self._ending):
+            assert 0 <= request.num_pending <= 2 and request.finish_reason is None, request
+        for request in (*self._waiting, *self._ending):
+            assert not request.block_ids and not request.num_computed, request
+        for request in self._ending:
+            assert request.num_pending and request.num_tokens == request.max_tokens, request
         for request in self._running:
-            assert request.num_computed < request.num_tokens and request.finish_reason is None, request
-            num_full, num_held = request.num_computed // self.blocks.block_size, len(request.block_ids)
+            assert request.num_computed < request.num_tokens < request.max_tokens, request
+            num_full = min(request.num_computed, request.num_known) // self.blocks.block_size
+            num_held = len(request.block_ids)
             assert num_blocks_for(request.num_computed, self.blocks.block_size) <= num_held, request
             assert not any(map(self.blocks.is_registered, request.block_ids[num_full:])), request
 
@@ -168,7 +184,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Back to where its arrival puts it in the queue, with all its tokens, to be computed again."""
-        self.finish(request)
+        self._stop(request)
         request.num_preemptions += 1
         self._num_preemptions += 1
         self._waiting.add(request)
@@ -244,7 +260,16 @@ class Scheduler:
             hashes.append(hash_block(parent, request.tokens(index * size, (index + 1) * size)))
         return hashes[:num_blocks]
 
-    def _release(self, request: Request) -> None:
+    def _forget(self, request: Request) -> None:
+        """Wherever it is; a token to come may have been its last after it was preempted."""
+        if request in self._running:
+            self._stop(request)
+        else:
+            (self._ending if request in self._ending else self._waiting).remove(request)
+
+    def _stop(self, request: Request) -> None:
+        """Frees what a running request holds; its blocks stay in the prefix cache."""
+        self._running.remove(request)
         self.blocks.release(request.block_ids)
         del request.block_ids[:]
         request.num_computed = 0

@@ -12,7 +12,7 @@ from qwen3moe_engine.request import Request
 
 
 class ScheduledRequest(NamedTuple):  # hundreds are made each step, in a third of a dataclass's time
-    """Tokens start to start + num_new - 1 of a request.
+    """Tokens start to start + num_new - 1 of a request, of which the last may be one that a step in flight gives.
 
     samples: they end at its last token, so that its logits give the next one. num_cached: tokens that the prefix cache
     spared it as it was admitted by this step.

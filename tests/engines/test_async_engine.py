@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, expected_tokens
+from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, OverlappingFakeExecutor, expected_tokens
 
 from qwen3moe_engine import (
     AsyncEngine,
@@ -56,7 +56,7 @@ class Gate:
 
 
 def make_engine(num_blocks: int = 40, max_seqs: int = 4, max_waiting: int = 64) -> tuple[AsyncEngine, FakeExecutor]:
-    executor = FakeExecutor(num_blocks, BLOCK_SIZE, MAX_MODEL_LEN)
+    executor = OverlappingFakeExecutor(num_blocks, BLOCK_SIZE, MAX_MODEL_LEN)
     scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), MAX_MODEL_LEN, 16, max_seqs, max_waiting)
     return AsyncEngine(Engine(executor, scheduler, VOCAB_SIZE, (EOS,), Letters())), executor
 

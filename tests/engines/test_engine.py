@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, expected_tokens
+from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, OverlappingFakeExecutor, expected_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +18,15 @@ from qwen3moe_plugins.errors import InputError
 BLOCK_SIZE, MAX_MODEL_LEN = 4, 48
 
 
-def make_engine(
-    num_blocks: int = 40, max_step_tokens: int = 16, max_seqs: int = 4, max_waiting: int = 1024
-) -> tuple[Engine, FakeExecutor]:
-    executor = FakeExecutor(num_blocks, BLOCK_SIZE, MAX_MODEL_LEN)
-    scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), MAX_MODEL_LEN, max_step_tokens, max_seqs, max_waiting)
-    return Engine(executor, scheduler, VOCAB_SIZE, (EOS,)), executor
+@pytest.fixture(scope="module", params=[FakeExecutor, OverlappingFakeExecutor])
+def make_engine(request) -> Callable[..., tuple[Engine, FakeExecutor]]:
+    def make(num_blocks: int = 40, max_step_tokens: int = 16, max_seqs: int = 4, max_waiting: int = 1024):
+        executor = request.param(num_blocks, BLOCK_SIZE, MAX_MODEL_LEN)
+        blocks = BlockManager(num_blocks, BLOCK_SIZE)
+        scheduler = Scheduler(blocks, MAX_MODEL_LEN, max_step_tokens, max_seqs, max_waiting)
+        return Engine(executor, scheduler, VOCAB_SIZE, (EOS,)), executor
+
+    return make
 
 
 PROMPTS = st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=30), min_size=1, max_size=8)
@@ -30,7 +35,9 @@ PARAMS = st.builds(SamplingParams, max_new_tokens=st.integers(1, 18), ignore_eos
 
 @settings(deadline=None)
 @given(PROMPTS, PARAMS, st.integers(12, 60), st.integers(1, 20), st.integers(1, 5))
-def test_tokens_do_not_depend_on_who_shares_the_batch(prompts, params, num_blocks, max_step_tokens, max_seqs):
+def test_tokens_do_not_depend_on_who_shares_the_batch(
+    make_engine, prompts, params, num_blocks, max_step_tokens, max_seqs
+):
     """Whatever the budgets, each request gets what it gets alone; budgets hold and every block comes back."""
     max_step_tokens = max(max_step_tokens, max_seqs)
     engine, executor = make_engine(num_blocks, max_step_tokens, max_seqs)
@@ -45,7 +52,7 @@ def test_tokens_do_not_depend_on_who_shares_the_batch(prompts, params, num_block
 
 @settings(deadline=None)
 @given(PROMPTS, st.lists(st.integers(0, 6), min_size=8, max_size=8))
-def test_requests_may_arrive_while_others_run(prompts, steps_between):
+def test_requests_may_arrive_while_others_run(make_engine, prompts, steps_between):
     engine, _ = make_engine()
     params = SamplingParams(max_new_tokens=6, ignore_eos=True)
     requests, finished = [], []
@@ -60,7 +67,7 @@ def test_requests_may_arrive_while_others_run(prompts, steps_between):
     assert sorted(request.request_id for request in finished) == [request.request_id for request in requests]
 
 
-def test_every_prompt_is_checked_before_any_runs():
+def test_every_prompt_is_checked_before_any_runs(make_engine):
     engine, executor = make_engine()
     for bad, said in (
         ([], "no token"),
@@ -82,14 +89,14 @@ def run_to_end(engine: Engine) -> None:
         engine._scheduler.check_invariants()
 
 
-def test_generate_feeds_a_short_queue():
+def test_generate_feeds_a_short_queue(make_engine):
     engine, _ = make_engine(max_waiting=2)
     prompts = [[index, 3] for index in range(9)]
     completions = engine.generate(prompts, SamplingParams(5))
     assert [list(c.token_ids) for c in completions] == [expected_tokens(p, SamplingParams(5)) for p in prompts]
 
 
-def test_a_full_queue_says_so():
+def test_a_full_queue_says_so(make_engine):
     engine, _ = make_engine(max_waiting=2)
     first, _ = (engine.add_request([1], SamplingParams(4)) for _ in range(2))
     with pytest.raises(QueueFullError, match="got 2 waiting requests"):
@@ -99,12 +106,12 @@ def test_a_full_queue_says_so():
     assert engine.stats().num_waiting == 2
 
 
-def test_a_step_without_work_does_nothing():
+def test_a_step_without_work_does_nothing(make_engine):
     engine, executor = make_engine()
     assert engine.step() == [] and not executor.step_sizes
 
 
-def test_the_second_of_a_prompt_computes_its_last_block_only():
+def test_the_second_of_a_prompt_computes_its_last_block_only(make_engine):
     engine, executor = make_engine(max_step_tokens=64)
     params = SamplingParams(1)
     prompt = [7 * i % VOCAB_SIZE for i in range(16)]  # four full blocks: even then the last token needs logits
@@ -115,7 +122,7 @@ def test_the_second_of_a_prompt_computes_its_last_block_only():
     assert (stats.num_prompt_tokens, stats.num_prefix_hits, stats.num_blocks_used) == (32, 12, 0)
 
 
-def test_a_failed_step_can_be_run_again():
+def test_a_failed_step_can_be_run_again(make_engine):
     """An executor that raises leaves nothing half done."""
     engine, executor = make_engine()
     request = engine.add_request([3, 1, 4, 1, 5, 9], SamplingParams(6, ignore_eos=True))
@@ -135,7 +142,7 @@ def test_a_failed_step_can_be_run_again():
 
 @pytest.mark.parametrize("num_steps", range(8))
 @pytest.mark.parametrize("midway", [False, True])
-def test_an_aborted_request_is_gone_at_once(num_steps, midway):
+def test_an_aborted_request_is_gone_at_once(make_engine, num_steps, midway):
     """Waiting, in the middle of its prompt, decoding, while a step runs, finished: others never notice."""
     engine, executor = make_engine(max_step_tokens=6, max_seqs=2)
     params = SamplingParams(4, ignore_eos=True)
@@ -156,7 +163,7 @@ def test_an_aborted_request_is_gone_at_once(num_steps, midway):
     assert engine.stats().num_blocks_used == 0
 
 
-def test_an_error_leaves_nothing_of_generate_behind():
+def test_an_error_leaves_nothing_of_generate_behind(make_engine):
     engine, executor = make_engine(max_seqs=1, max_waiting=1)
 
     def fail() -> None:

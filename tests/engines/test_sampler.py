@@ -19,7 +19,7 @@ from qwen3moe_engine.logit_adjustments import adjust_logits
 from qwen3moe_engine.logits import HostLogits, greedy
 from qwen3moe_engine.logprobs import MIN_LOGPROB, token_logprobs
 from qwen3moe_engine.request import Request
-from qwen3moe_engine.sampler import sample_batch
+from qwen3moe_engine.sampler import Sampled, draws_of, sample_batch
 from qwen3moe_engine.sampling_params import SamplingParams
 from qwen3moe_engine.sampling_rule import draw, first_in_order, philox
 
@@ -53,8 +53,12 @@ def request(prompt=(1,), output=(), **params) -> Request:
     return Request(0, tuple(prompt), SamplingParams(**params).seeded(), output_ids=list(output))
 
 
+def sample(logits: HostLogits, requests: list[Request], eos_token_ids: tuple[int, ...]) -> list[Sampled]:
+    return sample_batch(logits, requests, draws_of(requests), eos_token_ids)
+
+
 def tokens_of(logits: np.ndarray, requests: list[Request], eos_token_ids=()) -> list[int]:
-    return [token for token, _ in sample_batch(HostLogits(logits), requests, eos_token_ids)]
+    return [token for token, _ in sample(HostLogits(logits), requests, eos_token_ids)]
 
 
 # the distribution
@@ -205,13 +209,11 @@ REQUESTS = st.lists(
 def test_a_row_does_not_know_its_neighbours(requests, random):
     logits = np.random.default_rng(random.getrandbits(32)).normal(0, 2, (len(requests) + 1, 8)).astype(F32)
     before = logits.copy()
-    alone = [sample_batch(HostLogits(logits[row : row + 1]), [one], (5,))[0] for row, one in enumerate(requests)]
+    alone = [sample(HostLogits(logits[row : row + 1]), [one], (5,))[0] for row, one in enumerate(requests)]
     order = random.sample(range(len(requests)), len(requests))
-    together = sample_batch(HostLogits(logits[order]), [requests[row] for row in order], (5,))
+    together = sample(HostLogits(logits[order]), [requests[row] for row in order], (5,))
     assert together == [alone[row] for row in order]
-    assert sample_batch(HostLogits(logits), requests, (5,)) == alone, (
-        "a row more than requests: a step in which none samples"
-    )
+    assert sample(HostLogits(logits), requests, (5,)) == alone, "a row more than requests: a step in which none samples"
     np.testing.assert_array_equal(logits, before)
 
 
@@ -298,7 +300,7 @@ def test_logprobs_are_numbers_whatever_the_logits():
 def test_logprobs_are_of_the_models_own_logits():
     logits = np.log(np.array([[0.5, 0.3, 0.2]], F32))
     one = request(output=(0, 0), frequency_penalty=2.0, temperature=0.5, top_k=1, logprobs=1)
-    ((token, found),) = sample_batch(HostLogits(logits), [one], ())
+    ((token, found),) = sample(HostLogits(logits), [one], ())
     assert token == 1
     assert found.logprob == pytest.approx(math.log(0.3)) and found.best == ((0, pytest.approx(math.log(0.5))),)
-    assert sample_batch(HostLogits(logits), [request()], ()) == [(0, None)]
+    assert sample(HostLogits(logits), [request()], ()) == [(0, None)]

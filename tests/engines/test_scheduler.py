@@ -29,8 +29,7 @@ def compute(scheduler: Scheduler, plan: StepPlan) -> dict[int, int]:
     for item in plan.scheduled:
         if item.samples:
             item.request.append(7, eos_token_ids=())
-        if item.request.finish_reason:
-            scheduler.finish(item.request)
+            scheduler.take(item.request)
     scheduler.check_invariants()
     return {item.request.request_id: item.num_new for item in plan.scheduled}
 
@@ -158,3 +157,106 @@ def test_what_can_never_run_is_refused_when_it_comes():
         make_scheduler().add(request(0, 61))
     with pytest.raises(InputError, match="at most 20 together"):
         make_scheduler(num_blocks=5).add(request(0, 17))
+
+
+# while a step is in flight
+
+
+def start_step(scheduler: Scheduler) -> StepPlan:
+    """As an engine does that does not wait for the step."""
+    plan = scheduler.schedule()
+    scheduler.commit(plan)
+    scheduler.check_invariants()
+    return plan
+
+
+def take(scheduler: Scheduler, plan: StepPlan, token: int = 7, eos_token_ids: tuple[int, ...] = ()) -> None:
+    """What the step gave, a token for each."""
+    for item in plan.scheduled:
+        if item.samples and item.request.finish_reason is None:
+            item.request.append(token, eos_token_ids)
+            scheduler.take(item.request)
+    scheduler.check_invariants()
+
+
+def parts(plan: StepPlan) -> dict[int, tuple[int, int]]:
+    return {item.request.request_id: (item.start, item.num_new) for item in plan.scheduled}
+
+
+def test_a_step_is_planned_before_the_tokens_of_the_last_are_known():
+    scheduler = make_scheduler()
+    scheduler.add(request(0, 20))
+    scheduler.add(request(1, 3))
+    first = start_step(scheduler)
+    second = start_step(scheduler)
+    assert (parts(first), parts(second)) == ({0: (0, 16)}, {0: (16, 4), 1: (0, 3)})
+    take(scheduler, first)
+    third = start_step(scheduler)
+    assert parts(third) == {0: (20, 1), 1: (3, 1)} and third.scheduled[0].request.num_known == 20
+    take(scheduler, second)
+    assert third.scheduled[0].request.num_known == 21
+
+
+def test_who_has_its_last_token_in_flight_makes_room_at_once():
+    scheduler = make_scheduler(num_blocks=2, max_seqs=1)
+    scheduler.add(request(0, 4, max_new_tokens=2))
+    scheduler.add(request(1, 4, max_new_tokens=1))
+    first, second = start_step(scheduler), start_step(scheduler)
+    assert parts(second) == {0: (4, 1)} and scheduler.blocks.num_free == 2
+    take(scheduler, first)
+    third = start_step(scheduler)
+    assert parts(third) == {1: (0, 4)}, "the blocks are the other's before the last token is known"
+    assert not scheduler.schedule().scheduled and scheduler.has_work and scheduler.stats().num_running == 2
+    take(scheduler, second)
+    take(scheduler, third)
+    assert not scheduler.has_work
+
+
+def test_a_block_can_be_shared_once_its_last_token_is_known():
+    """The step that computes it need not have run: who shares it comes in a later one."""
+    scheduler = make_scheduler()
+    leader = request(0, 7, max_new_tokens=8)
+    scheduler.add(leader)
+    first = start_step(scheduler)
+    assert [scheduler.blocks.is_registered(block_id) for block_id in leader.block_ids] == [True, False]
+    second = start_step(scheduler)  # computes the last token of the second block, which `first` gives
+    assert not scheduler.blocks.is_registered(leader.block_ids[1])
+    take(scheduler, first)
+    assert scheduler.blocks.is_registered(leader.block_ids[1])
+    scheduler.add(Request(1, (*leader.prompt_ids, 7, 5), SamplingParams(4)))
+    third = start_step(scheduler)
+    assert third.scheduled[-1].num_cached == 8
+    take(scheduler, second)
+
+
+@pytest.mark.parametrize("eos_token_ids", [(), (7,)])
+def test_who_is_preempted_with_a_token_in_flight_gets_it_while_it_waits(eos_token_ids):
+    scheduler = make_scheduler(num_blocks=5)
+    older, younger = request(0, 4, max_new_tokens=8), request(1, 4, max_new_tokens=8)
+    scheduler.add(older)
+    scheduler.add(younger)
+    plans = [start_step(scheduler)]
+    while not (plan := start_step(scheduler)).preempted:
+        assert plan.scheduled, "nobody was preempted"
+        take(scheduler, plans.pop())
+        plans.append(plan)
+    assert plan.preempted == (younger,) and younger.num_pending == 1 and not younger.block_ids
+    num_known = younger.num_known
+    for item in plans[0].scheduled:
+        if item.request is younger:
+            younger.append(7, eos_token_ids)
+            scheduler.take(younger)
+    scheduler.check_invariants()
+    assert younger.num_known == num_known + 1 and not younger.num_pending
+    assert scheduler.stats().num_waiting == (0 if eos_token_ids else 1)
+
+
+def test_a_token_behind_the_end_is_superfluous_and_its_block_free():
+    scheduler = make_scheduler()
+    one = request(0, 4)
+    scheduler.add(one)
+    first, second = start_step(scheduler), start_step(scheduler)
+    take(scheduler, first, eos_token_ids=(7,))
+    assert one.finish_reason == "stop" and scheduler.blocks.num_used == 0 and not scheduler.has_work
+    take(scheduler, second)
+    assert one.output_ids == [7]

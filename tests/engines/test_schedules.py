@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, expected_tokens
+import pytest
+from fake_executor import EOS, VOCAB_SIZE, FakeExecutor, OverlappingFakeExecutor, expected_tokens
 from hypothesis import HealthCheck, given, settings
 from schedules import Driver, Schedule, schedules
 
@@ -16,10 +17,10 @@ BLOCK_SIZE, MAX_PROMPT, MAX_NEW_TOKENS = 4, 30, 18
 NUM_SCHEDULES = 1200
 
 
-def live(schedule: Schedule) -> Counter:
+def live(schedule: Schedule, make_executor: type[FakeExecutor]) -> Counter:
     """Runs a schedule and compares every request with itself alone. Returns what happened, in counts."""
     num_blocks = num_blocks_for(schedule.max_tokens, BLOCK_SIZE) + schedule.spare_blocks
-    executor = FakeExecutor(num_blocks, BLOCK_SIZE, MAX_PROMPT + MAX_NEW_TOKENS)
+    executor = make_executor(num_blocks, BLOCK_SIZE, MAX_PROMPT + MAX_NEW_TOKENS)
     max_step_tokens = max(schedule.max_step_tokens, schedule.max_seqs)
     scheduler = Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
@@ -36,6 +37,7 @@ def live(schedule: Schedule) -> Counter:
             expected = expected_tokens(request.prompt_ids, arrival.params)
             is_whole = request.finish_reason != "abort"
             assert request.output_ids == (expected if is_whole else expected[: len(request.output_ids)])
+    assert not getattr(executor, "in_flight", []), "an idle engine leaves the executor idle"
     assert all(tokens <= max_step_tokens and seqs <= schedule.max_seqs for tokens, seqs in executor.step_sizes)
     stats = engine.stats()
     return Counter(
@@ -47,20 +49,25 @@ def live(schedule: Schedule) -> Counter:
         preemptions=stats.num_preemptions,
         evictions=stats.num_evictions,
         prefix_hits=stats.num_prefix_hits,
+        overlapped=getattr(executor, "num_overlapped", 0),
+        carried=getattr(executor, "num_carried", 0),
     )
 
 
-def test_tokens_do_not_depend_on_who_shares_pool_and_batch(capsys):
+@pytest.mark.parametrize("make_executor", [FakeExecutor, OverlappingFakeExecutor])
+def test_tokens_do_not_depend_on_who_shares_pool_and_batch(make_executor, capsys):
     """Arrivals, lengths, shared prefixes, priorities, cancellations, full queues, tiny pools and budgets."""
     totals: Counter = Counter()
 
     @settings(max_examples=NUM_SCHEDULES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(schedules(MAX_PROMPT, MAX_NEW_TOKENS))
     def run(schedule):
-        totals.update(live(schedule))
+        totals.update(live(schedule, make_executor))
 
     run()
     with capsys.disabled():
         print(f"\n{dict(totals)}")
     assert totals["schedules"] >= 1000
-    assert min(totals[event] for event in ("refused", "aborted", "preemptions", "evictions", "prefix_hits")) > 100
+    events = ["refused", "aborted", "preemptions", "evictions", "prefix_hits"]
+    events += ["overlapped", "carried"] if make_executor is OverlappingFakeExecutor else []
+    assert min(totals[event] for event in events) > 100

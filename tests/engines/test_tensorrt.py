@@ -83,7 +83,8 @@ def generate(export: Path, plan: Path, weights: Path = CHECKPOINT, *more):
     return run("generate", export, *options, "--max-new-tokens", "8", *(more or ("--prompt", "Once")))
 
 
-def test_tokens_do_not_depend_on_who_shares_pool_and_batch(executor, capsys):
+@pytest.mark.parametrize("overlap", [False, True], ids=["one at a time", "overlap"])
+def test_tokens_do_not_depend_on_who_shares_pool_and_batch(executor, overlap, capsys):
     totals: Counter = Counter()
 
     # the same schedules each time: some must preempt, which few of them do
@@ -97,7 +98,7 @@ def test_tokens_do_not_depend_on_who_shares_pool_and_batch(executor, capsys):
     @given(schedules(MAX_PROMPT, MAX_NEW_TOKENS, min_new_tokens=10, min_arrivals=5))
     def run(schedule):
         with capsys.disabled():
-            totals.update(live(schedule, executor, TOLERANCE))
+            totals.update(live(schedule, executor, TOLERANCE, overlap))
 
     run()
     with capsys.disabled():

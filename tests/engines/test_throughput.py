@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_executor import VOCAB_SIZE, FakeExecutor
+from fake_executor import VOCAB_SIZE, FakeExecutor, OverlappingFakeExecutor
 
 from qwen3moe_engine.bench.throughput import measure_throughput
 from qwen3moe_engine.bench.workload import LengthRange, RandomPrompts, make_workload
@@ -14,9 +14,10 @@ from qwen3moe_engine.scheduler import Scheduler
 MAX_SEQS, MAX_STEP_TOKENS, BLOCK_SIZE = 4, 16, 4
 
 
+@pytest.mark.parametrize("kind", [FakeExecutor, OverlappingFakeExecutor])
 @pytest.mark.parametrize("num_blocks", [200, 14], ids=["room for all", "preemption"])
-def test_figures_are_what_the_executor_saw(num_blocks):
-    executor = FakeExecutor(num_blocks, BLOCK_SIZE, max_model_len=48)
+def test_figures_are_what_the_executor_saw(num_blocks, kind):
+    executor = kind(num_blocks, BLOCK_SIZE, max_model_len=48)
     scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), 48, MAX_STEP_TOKENS, MAX_SEQS)
     engine = Engine(executor, scheduler, VOCAB_SIZE, eos_token_ids=())
     prompts = RandomPrompts(LengthRange(3, 12), VOCAB_SIZE, prefix_len=8)

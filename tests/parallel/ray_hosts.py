@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -81,11 +82,13 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     room = {"num_cpus": int(sys.argv[1]), "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=room | {"include_dashboard": False})
-    cluster.add_node(**room)
-    print(cluster.address, flush=True)
-    sys.stdin.read()
-    cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # of its own: in Ray's it would be what "auto" finds
+        head = room | {"include_dashboard": False, "temp_dir": folder}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(**room, temp_dir=folder)
+        print(cluster.address, flush=True)
+        sys.stdin.read()
+        cluster.shutdown()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.parallel.rebalancing import Rebalancer
 from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt import bindings as bindings_module
-from qwen3moe_engine.tensorrt import loading
+from qwen3moe_engine.tensorrt import double_buffer
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.expert_slots import DeviceExperts
 from qwen3moe_engine.tensorrt.loading import stream_weights
@@ -62,8 +62,18 @@ class HostStream:
     def synchronize(self) -> None:
         pass
 
-    def record(self) -> None:
-        return None
+
+class HostEvent:
+    """Stands in for `Event`: copies are done when they are asked for."""
+
+    def record(self, stream: HostStream) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class HostBuffer:
@@ -153,8 +163,8 @@ class Rank:
 @pytest.fixture(params=[False, True], ids=["read", "made"])
 def ranks(bench, monkeypatch, request):
     monkeypatch.setattr(bindings_module, "DeviceMemory", HostMemory)
-    monkeypatch.setattr(loading, "PinnedBuffer", HostBuffer)
-    monkeypatch.setattr(loading, "wait", lambda event: None)
+    monkeypatch.setattr(double_buffer, "PinnedBuffer", HostBuffer)
+    monkeypatch.setattr(double_buffer, "Event", HostEvent)
     opened = [Rank(bench, group_rank, request.param) for group_rank in range(2)]
     yield opened
     for rank in opened:

@@ -56,10 +56,12 @@ QWEN3_235B = Model(128, 8, 4096, 1536)
 QWEN3_480B = Model(160, 8, 6144, 2560)
 MANY_EXPERTS = Model(512, 16, 256, 64)
 ODD_COLUMNS = Model(10, 3, 192, 320)
+NARROW = [Model(16, 4, 64, 32), Model(128, 8, 2048, 96), Model(12, 2, 128, 40)]  # parts of an expert
 
 TOKENS = [1, 2, 3, 7, 8, 16, 17, 64, 65, 127, 300, 2048, 65536]
 GRID = (
     [(model, T) for model in (TINY, MANY_EXPERTS, ODD_COLUMNS, QWEN3_30B) for T in TOKENS]
+    + [(model, T) for model in NARROW for T in (1, 3, 17, 65, 300, 2048)]
     + [(model, T) for model in (QWEN3_235B, QWEN3_480B) for T in (1, 3, 4, 17, 65)]
 )  # fmt: skip
 
@@ -290,6 +292,7 @@ def test_workspace_grows_with_tokens():
         ("num_tokens", -1, "num_tokens"),
         ("hidden_size", 96, "hidden_size"),
         ("intermediate_size", 0, "intermediate_size"),
+        ("intermediate_size", 36, "intermediate_size"),
         ("num_experts", 513, "num_experts"),
         ("num_local_experts", 0, "num_local_experts"),
         ("top_k", 17, "top_k"),

@@ -154,9 +154,13 @@ MIXTURES = {
     "one_token": ((1, 1),),
     "decode": ((1, 1), (1, 17), (1, 333), (1, 1000), (1, 64)),
     "decode_with_empty": ((0, 0), (1, 40), (0, 55), (1, 129), (0, 0)),
+    "decode_of_16": tuple((1, 37 * i + 1) for i in range(16)),
+    "decode_of_40": tuple((1, 61 * i % 997 + 1) for i in range(40)),
     "only_empty": ((0, 0), (0, 33)),
     "few_new": ((2, 2), (3, 90), (4, 4), (8, 700), (5, 16)),
     "short_prompt_among_empty": ((0, 0),) * 20 + ((19, 130),) + ((0, 9),) * 20,
+    "one_prompt": ((300, 701),),
+    "one_with_few_new": ((3, 90),),  # the decode kernel's without padding, else the prefill kernel's
     "prefill": ((77, 77), (130, 130), (1, 1), (64, 64)),
     "chunked": ((45, 300), (129, 1025), (16, 500)),
     "mixed": ((1, 511), (70, 70), (0, 12), (33, 400), (1, 1), (2, 18), (0, 0), (201, 260), (1, 2049)),
@@ -180,6 +184,16 @@ def test_same_bits(library, name, head_dim):
     call = Call(library, make_batch(sequences, head_dim=head_dim, padding=3))
     first, second = call.run(), call.run()
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(first, second, strict=True))
+
+
+def test_many_launches(library):
+    """A CTA that ends while its cluster peer still signals it fails one launch of some thousands."""
+    call = Call(library, make_batch(((512, 512),), num_heads=32, num_kv_heads=4))
+    expected, _ = call.run()
+    for _ in range(4000):
+        call.launch()
+    torch.cuda.synchronize()
+    assert torch.equal(bits(call.out), bits(expected))
 
 
 HEADS = [(1, 1), (2, 1), (6, 2), (8, 2), (5, 1), (6, 1), (14, 2), (8, 1), (12, 1), (13, 1), (16, 1), (32, 4), (9, 3)]

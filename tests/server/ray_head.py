@@ -20,7 +20,7 @@ def main() -> None:
     deployment = yaml.safe_load(Path(sys.argv[1]).read_text())
     application = deployment["applications"][0]
     module, name = application["import_path"].split(":")
-    ray.init(num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     serve.start(http_options=deployment["http_options"])
     built = getattr(import_module(module), name)(Replicas(**application["args"]))
     serve.run(built, name=application["name"], route_prefix=application["route_prefix"])

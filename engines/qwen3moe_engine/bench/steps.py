@@ -50,6 +50,8 @@ class StepClock:
         finally:
             for request in requests:
                 self._engine.abort(request)
+        while self._engine.has_work:  # what is in flight would delay the next case
+            self._engine.step()
         return Times(tuple(times[WARM_UP_STEPS:]))
 
     def first_token(self, length: int) -> Times:
@@ -73,7 +75,7 @@ class StepClock:
 
 def num_new_tokens(contexts: Sequence[int], num_steps: int, max_step_tokens: int) -> int:
     """What `StepClock.decode` has its first sequence make: a token in each step in which the others are prefilled too,
-    one for each step on top of that, and one to spare, so that none ends. Those who decode leave prompts the rest of a
-    step's tokens."""
+    one for each step on top of that, one in the step that is in flight when the last has been timed, and one to spare,
+    so that none ends. Those who decode leave prompts the rest of a step's tokens."""
     num_prefill_steps = -(-sum(contexts) // (max_step_tokens - len(contexts) + 1))
-    return num_prefill_steps + WARM_UP_STEPS + num_steps + 2
+    return num_prefill_steps + WARM_UP_STEPS + num_steps + 3

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
-from qwen3moe_engine.logits import Draw, Logits
+from qwen3moe_engine.draw_columns import columns_of
+from qwen3moe_engine.logits import Draw, Drawn, Logits
 from qwen3moe_engine.parallel.board import DEFAULT_PATIENCE, Patience
 from qwen3moe_engine.parallel.rank import RankSpec, StageRunner
 from qwen3moe_engine.parallel.rank_group import RankGroup
@@ -44,9 +45,7 @@ class ParallelExecutor:
         return self._group.runner
 
     def execute(self, batch: Batch) -> Logits:
-        if self._rebalance_steps and self._num_steps and self._num_steps % self._rebalance_steps == 0:
-            self.rebalance()
-        self._num_steps += 1
+        self._begin_step()
         logits = self._group.run(batch)
         assert not isinstance(logits, np.ndarray)
         return WatchedLogits(self._group, logits)
@@ -65,11 +64,37 @@ class ParallelExecutor:
         """Ends every rank; a second call does nothing."""
         self._group.close()
 
+    def _begin_step(self) -> None:
+        if self._rebalance_steps and self._num_steps and self._num_steps % self._rebalance_steps == 0:
+            self.rebalance()
+        self._num_steps += 1
+
     def __enter__(self) -> ParallelExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class OverlappingParallelExecutor(ParallelExecutor):
+    """The same over ranks that are `OverlappingRunner`s."""
+
+    def launch(self, batch: Batch, draws: Sequence[Draw]) -> WatchedDrawn:
+        """`OverlappingExecutor.launch`."""
+        self._begin_step()
+        return WatchedDrawn(self._group, self._group.launch(batch, columns_of(draws)))
+
+
+@dataclass(frozen=True)
+class WatchedDrawn:
+    """As `WatchedLogits`."""
+
+    group: RankGroup
+    drawn: Drawn
+
+    def tokens(self) -> list[int]:
+        with self.group.at_work():
+            return self.drawn.tokens()
 
 
 @dataclass(frozen=True)

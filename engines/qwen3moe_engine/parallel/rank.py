@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
+from qwen3moe_engine.draw_columns import DrawColumns
 from qwen3moe_engine.layout import Layout, Part
-from qwen3moe_engine.logits import Logits
+from qwen3moe_engine.logits import Drawn, Logits
 from qwen3moe_engine.parallel.board import Board
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 
@@ -82,6 +83,14 @@ class StageRunner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class OverlappingRunner(StageRunner, Protocol):
+    """One of the only stage, that takes a step while the one before runs. All ranks draw the same tokens of the same
+    logits, so that each has those that its next step is given as `carried`."""
+
+    def launch(self, batch: Batch, draws: DrawColumns) -> Drawn: ...
 
 
 @runtime_checkable

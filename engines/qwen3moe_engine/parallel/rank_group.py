@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
-from qwen3moe_engine.logits import Logits
+from qwen3moe_engine.draw_columns import DrawColumns, columns_of
+from qwen3moe_engine.logits import Drawn, Logits
 from qwen3moe_engine.parallel.agreement import check_agreement
 from qwen3moe_engine.parallel.board import Board, Patience, State
 from qwen3moe_engine.parallel.channel import Channel
 from qwen3moe_engine.parallel.mailbox import MAILBOX_BYTES, Mailbox
 from qwen3moe_engine.parallel.rank import (
     Facts,
+    OverlappingRunner,
     RankSpec,
     RebalancingRunner,
     SharedMemory,
@@ -31,7 +33,7 @@ from qwen3moe_engine.parallel.rank import (
 from qwen3moe_engine.parallel.rank_step import start_rank
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.parallel.watch import Watch
-from qwen3moe_engine.parallel.worker import END, GO, REBALANCE, Ready, run_worker
+from qwen3moe_engine.parallel.worker import END, EXECUTE, GO, LAUNCH, REBALANCE, STEP_BYTES, Ready, run_worker
 from qwen3moe_plugins.errors import InputError
 
 _CLOSING_SECONDS = 2.0  # of a failed group
@@ -69,13 +71,17 @@ class RankGroup:
     def run(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> Logits | NDArray[np.float32]:
         """A step: logits, which are watched while they are drawn or read, or what goes on to the next stage."""
         with self.at_work():
-            self._num_steps += 1
-            self._board.enter(State.RUNNING, self._num_steps)
-            self._mailbox.write(batch)
-            self._announce(self._num_steps.to_bytes(8, "little"))
+            self._order(EXECUTE, batch, columns_of([]))
             result = self._step.run(batch, hidden_states)
         assert result is not None
         return result
+
+    def launch(self, batch: Batch, draws: DrawColumns) -> Drawn:
+        """A step of the only stage, and the draw of its tokens on every rank."""
+        with self.at_work():
+            self._order(LAUNCH, batch, draws)
+            assert isinstance(self._runner, OverlappingRunner)
+            return self._runner.launch(batch, draws)
 
     def rebalance(self) -> int:
         """Moves experts between ranks. Returns how many came to this one."""
@@ -134,6 +140,13 @@ class RankGroup:
             mine = Ready(self._runner.num_blocks, self._runner.num_bytes_read)
             self.ready: tuple[Ready, ...] = (mine, *self._watch.gather(Ready))
         self._board.enter(State.AWAY)
+
+    def _order(self, kind: bytes, batch: Batch, draws: DrawColumns) -> None:
+        """The next step of the other ranks."""
+        self._num_steps += 1
+        self._board.enter(State.RUNNING, self._num_steps)
+        self._mailbox.write(self._num_steps, batch, draws)
+        self._announce(kind + self._num_steps.to_bytes(STEP_BYTES, "little"))
 
     def _announce(self, order: bytes) -> None:
         for connection in self._connections:

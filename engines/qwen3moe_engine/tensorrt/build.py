@@ -115,8 +115,8 @@ def _check_kernels(manifest: Manifest) -> None:
         "num_experts_per_tok": (dims.top_k, "at most 16", dims.top_k <= 16),
     }
     for width in {spec.static_shape[-1] for spec in manifest.of_kind("weight") if "experts.down_proj" in spec.name}:
-        expected = "a multiple of 64: use --ep, or fewer ranks"
-        requirements["an expert's width on a rank"] = (width, expected, width % 64 == 0)
+        expected = "a multiple of 8: use --ep, or fewer ranks"
+        requirements["an expert's width on a rank"] = (width, expected, width % 8 == 0)
     for name, (got, expected, holds) in requirements.items():
         if not holds:
             raise InputError(f"export: {name}", got=got, expected=expected, remedy="run it with ONNX Runtime")

@@ -127,15 +127,13 @@ class Stream:
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         call(cudart.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
 
+    def on_device(self, target: int, source: int, num_bytes: int) -> None:
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(cudart.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
+
     def to_host(self, target: int, source: int, num_bytes: int) -> None:
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         call(cudart.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
-
-    def record(self) -> Any:
-        """An event behind everything enqueued so far."""
-        event = call(cudart.cudaEventCreate)
-        call(cudart.cudaEventRecord, event, self._stream)
-        return event
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
         """A graph of what `enqueue` puts on this stream."""
@@ -163,7 +161,23 @@ class Graph:
         call(cudart.cudaGraphExecDestroy, self.executable)
 
 
-def wait(event: Any) -> None:
-    """Until the event has happened; then destroys it."""
-    call(cudart.cudaEventSynchronize, event)
-    call(cudart.cudaEventDestroy, event)
+class Event:
+    """A point in a stream. timed: its time can be asked for, which makes it dearer."""
+
+    def __init__(self, timed: bool = False) -> None:
+        self._event = call(cudart.cudaEventCreateWithFlags, 0 if timed else cudart.cudaEventDisableTiming)
+
+    def close(self) -> None:
+        call(cudart.cudaEventDestroy, self._event)
+
+    def record(self, stream: Stream) -> None:
+        """Puts it behind everything enqueued so far."""
+        call(cudart.cudaEventRecord, self._event, stream.handle)
+
+    def wait(self) -> None:
+        """Until the stream has come to where it was recorded last; not at all if it never was."""
+        call(cudart.cudaEventSynchronize, self._event)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Both are timed, and have been waited for."""
+        return call(cudart.cudaEventElapsedTime, earlier._event, self._event)

@@ -1,6 +1,7 @@
 """Logits in device memory: drawn there by the sampling kernel, or brought to the host.
 
-Owns: the parameters and tokens of a draw, on both sides. Must not know TensorRT.
+Owns: the parameters and tokens of a draw, on both sides, and the way of tokens into the next step. Must not know
+TensorRT.
 """
 
 from __future__ import annotations
@@ -11,21 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3moe_engine.batch import Carried
+from qwen3moe_engine.draw_columns import ROW_BYTES, DrawColumns, columns_of
 from qwen3moe_engine.logits import Draw
-from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream
+from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Event, PinnedBuffer, Stream
+from qwen3moe_engine.tensorrt.double_buffer import DoubleBuffer
 from qwen3moe_plugins.kernels import KernelLibrary, SampleShape, SampleTensors
 
 FLOAT_BYTES, TOKEN_BYTES = 4, 4
-# A row's parameters, in the order of the kernel's arrays; the 64-bit ones first, so that all are aligned.
-PARAMETERS = {
-    "seed": np.uint64,
-    "offset": np.uint64,
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-}
-ROW_BYTES = sum(np.dtype(dtype).itemsize for dtype in PARAMETERS.values())
 
 
 class DeviceLogits:
@@ -37,7 +31,9 @@ class DeviceLogits:
         self._host_values = PinnedBuffer(max_rows * vocab_size * FLOAT_BYTES)
         self._parameters = memory.allocate(max_rows * ROW_BYTES, "sampling parameters")
         self._tokens = memory.allocate(max_rows * TOKEN_BYTES, "tokens")
-        self._host = PinnedBuffer(max_rows * max(ROW_BYTES, TOKEN_BYTES))
+        self._host_parameters = DoubleBuffer(stream, max_rows * ROW_BYTES)
+        self._drawn = [DrawnTokens(PinnedBuffer(max_rows * TOKEN_BYTES), Event()) for _ in range(2)]
+        self._addresses: dict[str, int] = {}
         # few rows may want more scratch memory than many
         sizes = [kernels.workspace_size("sample", SampleShape(rows + 1, vocab_size)) for rows in range(max_rows)]
         self._workspace_bytes = max(sizes)
@@ -45,20 +41,54 @@ class DeviceLogits:
 
     def close(self) -> None:
         self._host_values.close()
-        self._host.close()
+        self._host_parameters.close()
+        for drawn in self._drawn:
+            drawn.close()
 
     def of_step(self, num_rows: int) -> StepLogits:
         """The first rows, as the step that was enqueued last leaves them."""
         return StepLogits(self, num_rows)
 
+    def send(self, draws: DrawColumns) -> None:
+        """Enqueues the copy of a draw's parameters."""
+        count = len(draws["offset"])
+        if not count:
+            return
+        host, offset = self._host_parameters.next_free(count * ROW_BYTES), 0
+        for name, values in draws.items():
+            host[offset : offset + values.nbytes] = values.view(np.uint8)
+            self._addresses[name] = self._parameters + offset
+            offset += values.nbytes
+        self._host_parameters.send(host, self._parameters)
+
+    def start_draw(self, count: int) -> DrawnTokens:
+        """Enqueues the draw of `count` tokens by what was sent last. Good until the draw after the next."""
+        self._drawn.reverse()
+        drawn = self._drawn[0]
+        if count:
+            tensors = SampleTensors(logits=self.address, token=self._tokens, **self._addresses)
+            shape = SampleShape(count, self._vocab_size)
+            self._kernels.run("sample", shape, tensors, self._workspace, self._workspace_bytes, self._stream.handle)
+            self._stream.to_host(drawn.host.address, self._tokens, count * TOKEN_BYTES)
+        drawn.count = count
+        drawn.arrived.record(self._stream)
+        return drawn
+
     def draw(self, draws: Sequence[Draw]) -> list[int]:
         """`Logits.draw`."""
-        count = len(draws)
-        if count:
-            self._enqueue(draws)
-            self._stream.to_host(self._host.address, self._tokens, count * TOKEN_BYTES)
-        self._stream.synchronize()
-        return self._host.bytes[: count * TOKEN_BYTES].view(np.int32).tolist()
+        self.send(columns_of(draws))
+        return self.start_draw(len(draws)).tokens()
+
+    def carry(self, carried: Sequence[Carried], target: int) -> None:
+        """Enqueues the copy of tokens that were drawn last to their places in the token ids at `target`. Both steps
+        have sequences in order of service, so there are few gaps between them, and a copy for each."""
+        start = 0
+        for end in range(1, len(carried) + 1):
+            place, row = carried[start]
+            if end == len(carried) or carried[end] != (place + end - start, row + end - start):
+                source = self._tokens + row * TOKEN_BYTES
+                self._stream.on_device(target + place * TOKEN_BYTES, source, (end - start) * TOKEN_BYTES)
+                start = end
 
     def fetch(self, indices: Sequence[int]) -> NDArray[np.float32]:
         """`Logits.rows`."""
@@ -71,16 +101,22 @@ class DeviceLogits:
         values = self._host_values.bytes[: len(indices) * row_bytes].view(np.float32)
         return values.reshape(len(indices), self._vocab_size).copy()
 
-    def _enqueue(self, draws: Sequence[Draw]) -> None:
-        count, offset, addresses = len(draws), 0, {}
-        for name, values in _columns(draws).items():
-            self._host.bytes[offset : offset + values.nbytes] = values.view(np.uint8)
-            addresses[name] = self._parameters + offset
-            offset += values.nbytes
-        self._stream.to_device(self._parameters, self._host.address, offset)
-        tensors = SampleTensors(logits=self.address, token=self._tokens, **addresses)
-        shape = SampleShape(count, self._vocab_size)
-        self._kernels.run("sample", shape, tensors, self._workspace, self._workspace_bytes, self._stream.handle)
+
+@dataclass
+class DrawnTokens:
+    """`Drawn`: the first `count` tokens of `host`, once they have arrived."""
+
+    host: PinnedBuffer
+    arrived: Event
+    count: int = 0
+
+    def tokens(self) -> list[int]:
+        self.arrived.wait()
+        return self.host.bytes[: self.count * TOKEN_BYTES].view(np.int32).tolist()
+
+    def close(self) -> None:
+        self.host.close()
+        self.arrived.close()
 
 
 @dataclass(frozen=True)
@@ -96,11 +132,3 @@ class StepLogits:
 
     def rows(self, indices: Sequence[int] | None = None) -> NDArray[np.float32]:
         return self.device.fetch(range(self.num_rows) if indices is None else indices)
-
-
-def _columns(draws: Sequence[Draw]) -> dict[str, NDArray]:
-    """Parameters by name, [len(draws)] each."""
-    params = [given.params for given in draws]
-    values = {name: [getattr(each, name) or 0 for each in params] for name in PARAMETERS if name != "offset"}
-    values["offset"] = [given.offset for given in draws]  # a greedy row may have no seed
-    return {name: np.array(values[name], dtype) for name, dtype in PARAMETERS.items()}

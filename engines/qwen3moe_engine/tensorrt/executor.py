@@ -1,10 +1,12 @@
 """The TensorRT executor: a plan on one GPU.
 
-Owns: the engine, its execution contexts, and the CUDA graphs of decode steps. What is bound lies in `bindings`.
+Owns: the engine, its execution contexts, and the order of what a step puts on the stream. What is bound lies in
+`bindings`, graphs of steps in `step_graphs`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from numpy.typing import NDArray
 from qwen3moe_engine.batch import Batch, pad_batch
 from qwen3moe_engine.block_manager import num_blocks_for
 from qwen3moe_engine.checkpoint import Checkpoint
+from qwen3moe_engine.draw_columns import DrawColumns, columns_of
+from qwen3moe_engine.logits import Draw
 from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.phases import Phases
 from qwen3moe_engine.random_model import RandomWeights
 from qwen3moe_engine.tensorrt.bindings import Bindings
-from qwen3moe_engine.tensorrt.cuda import Graph, Stream, use_device
-from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, StepLogits
+from qwen3moe_engine.tensorrt.cuda import Stream, use_device
+from qwen3moe_engine.tensorrt.device_logits import DeviceLogits, DrawnTokens, StepLogits
 from qwen3moe_engine.tensorrt.expert_slots import DeviceExperts
 from qwen3moe_engine.tensorrt.flavour import load_tensorrt
 from qwen3moe_engine.tensorrt.hidden_states import OUTPUT, HiddenStatesOutput
@@ -28,6 +32,7 @@ from qwen3moe_engine.tensorrt.loading import LoadReport, stream_weights
 from qwen3moe_engine.tensorrt.open_kernels import open_kernels
 from qwen3moe_engine.tensorrt.plan import check_gpu, check_plan, load_plan_info
 from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weights, random_checkpoint
+from qwen3moe_engine.tensorrt.step_graphs import StepGraphs
 from qwen3moe_engine.weights import Progress, WeightPlan, plan_manifest
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.kernels import KernelLibrary
@@ -40,7 +45,8 @@ DECODE, ANY_STEP = 0, 1  # the plan's profiles
 class TensorRTConfig:
     """num_blocks: of the KV pool; None for as many as leave `1 - memory_fraction` of the GPU free.
 
-    max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps.
+    max_logits: rows of a step, None for the plan's max_seqs. cuda_graphs: replay decode steps, and prompts of up to
+    graph_prompt tokens, each size captured when it is met first.
     random_weights: made on the device instead of read from a checkpoint. device: CUDA ordinal.
     """
 
@@ -48,6 +54,7 @@ class TensorRTConfig:
     memory_fraction: float = 0.9
     max_logits: int | None = None
     cuda_graphs: bool = True
+    graph_prompt: int = 1024
     random_weights: RandomWeights | None = None
     device: int = 0
 
@@ -96,10 +103,9 @@ class TensorRTExecutor:
             self._place_step(manifest, kernels)
             self._contexts = {profile: self._make_context(profile) for profile in (DECODE, ANY_STEP)}
         # hidden states come and go by the host, so only a whole model is captured
-        captured = config.cuda_graphs and manifest.part.layout.pp == 1
-        buckets = decode_buckets(info.limits.max_seqs) if captured else []
+        self._graphs = self._make_graphs() if config.cuda_graphs and manifest.part.layout.pp == 1 else None
         with self.phases("CUDA graphs"):
-            self._decode_steps = {bucket: self._capture(bucket) for bucket in buckets}
+            self._capture_decode_steps()
 
     def _place_step(self, manifest: Manifest, kernels: KernelLibrary) -> None:
         """Memory for what a step takes and gives, and all that is left for keys and values."""
@@ -121,16 +127,18 @@ class TensorRTExecutor:
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> StepLogits:
         """`hidden_states`: what the stage before gave, fp32 [num_tokens, hidden_size]."""
-        num_rows = len(batch.logits_indices)
-        is_decode = len(batch.tokens) == len(batch.context_lens) == num_rows
-        profile = self._profile_for(batch)
-        if self._decode_steps and is_decode and profile == DECODE:
-            self._replay(batch)
-        else:
-            arrays = self._arrays(batch, hidden_states)
-            self._inputs[profile].send(arrays)
-            self._enqueue(self._contexts[profile], arrays)
-        return self._logits.of_step(num_rows)
+        self._run(batch, hidden_states)
+        return self._logits.of_step(len(batch.logits_indices))
+
+    def launch(self, batch: Batch, draws: Sequence[Draw]) -> DrawnTokens:
+        """`OverlappingExecutor.launch`."""
+        return self.launch_columns(batch, columns_of(draws))
+
+    def launch_columns(self, batch: Batch, draws: DrawColumns) -> DrawnTokens:
+        """The same, of a rank."""
+        self._logits.send(draws)  # ahead of the step, so that its inputs follow without a wait between
+        self._run(batch)
+        return self._logits.start_draw(len(draws["offset"]))
 
     def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """A step of a stage before the last: what enters the next, fp32 [num_tokens, hidden_size]."""
@@ -139,7 +147,7 @@ class TensorRTExecutor:
 
     def profile(self, batch: Batch) -> list[tuple[str, float]]:
         """Runs a step, without a CUDA graph, as TensorRT times it: name of each layer, milliseconds."""
-        profile = self._profile_for(batch)
+        profile = self._profile_for(len(batch.tokens))
         context, profiler = self._make_context(profile), self._tensorrt.new_profiler()
         context.profiler = profiler  # which 8.6 does not take off again
         self._inputs[profile].send(batch.inputs())
@@ -149,9 +157,8 @@ class TensorRTExecutor:
 
     def close(self) -> None:
         self._stream.synchronize()
-        for step in self._decode_steps.values():
-            step.graph.close()
-        self._decode_steps.clear()
+        if self._graphs is not None:
+            self._graphs.close()
         self._contexts.clear()
         for inputs in self._inputs.values():
             inputs.close()
@@ -210,6 +217,21 @@ class TensorRTExecutor:
             assert context.set_input_shape(name, shape), (name, shape)
         return context
 
+    def _run(self, batch: Batch, hidden_states: NDArray[np.float32] | None = None) -> None:
+        """Enqueues a step."""
+        shape = self._graphs.shape_for(batch) if self._graphs is not None else None
+        if shape is not None:
+            batch = pad_batch(batch, shape.num_tokens, shape.num_seqs, self._block_table_width)
+        profile, arrays = self._profile_for(len(batch.tokens)), self._arrays(batch, hidden_states)
+        inputs = self._inputs[profile]
+        inputs.send(arrays)
+        if batch.carried:
+            self._logits.carry(batch.carried, inputs.addresses["input_ids"])
+        if self._graphs is not None and shape is not None:
+            self._graphs.run(shape, arrays)
+        else:
+            self._enqueue(self._contexts[profile], arrays)
+
     def _arrays(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> dict[str, NDArray]:
         """A step's inputs by name."""
         if hidden_states is None:
@@ -223,35 +245,26 @@ class TensorRTExecutor:
         if not context.execute_async_v3(self._stream.handle):
             raise RuntimeError("TensorRT could not run a step; its messages stand above")
 
-    def _profile_for(self, batch: Batch) -> int:
-        return DECODE if len(batch.tokens) <= self._limits.max_seqs else ANY_STEP
+    def _profile_for(self, num_tokens: int) -> int:
+        return DECODE if num_tokens <= self._limits.max_seqs else ANY_STEP
 
-    def _replay(self, batch: Batch) -> None:
-        """Runs a decode step as the CUDA graph of its bucket."""
-        bucket = next(bucket for bucket in self._decode_steps if bucket >= len(batch.tokens))
-        self._inputs[DECODE].send(pad_batch(batch, bucket, self._block_table_width).inputs())
-        self._decode_steps[bucket].graph.launch()
+    def _make_graphs(self) -> StepGraphs:
+        limits = self._limits
+        max_prompt = min(self._config.graph_prompt, limits.max_tokens)
+        return StepGraphs(
+            limits.max_seqs,
+            max_prompt,
+            self._stream,
+            lambda num_tokens: self._make_context(self._profile_for(num_tokens)),
+            self._enqueue,
+        )
 
-    def _capture(self, bucket: int) -> _DecodeStep:
-        """The decode step of `bucket` sequences, all of them empty: run once, as some kernels want, and captured."""
-        arrays = self._inputs[DECODE].empty_decode_step(bucket, self._block_table_width)
-        context = self._make_context(DECODE)  # of its own: a graph is good until its context sees another shape
-        self._inputs[DECODE].send(arrays)
-        self._enqueue(context, arrays)
-        graph = self._stream.capture(lambda: self._enqueue(context, arrays))
+    def _capture_decode_steps(self) -> None:
+        """With sequences that are all empty."""
+        if self._graphs is None:
+            return
+        for shape in self._graphs.decode_shapes:
+            arrays = self._inputs[DECODE].empty_decode_step(shape.num_seqs, self._block_table_width)
+            self._inputs[DECODE].send(arrays)
+            self._graphs.run(shape, arrays)
         self._stream.synchronize()
-        return _DecodeStep(context, graph)
-
-
-@dataclass(frozen=True)
-class _DecodeStep:
-    """The CUDA graph of a decode step, and the context it was captured from."""
-
-    context: Any
-    graph: Graph
-
-
-def decode_buckets(max_seqs: int) -> list[int]:
-    """The numbers of sequences that decode steps are padded to, ascending: max_seqs and the powers of two below it, so
-    that few graphs serve every batch."""
-    return [1 << bit for bit in range((max_seqs - 1).bit_length())] + [max_seqs]

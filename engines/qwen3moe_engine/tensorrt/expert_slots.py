@@ -16,7 +16,8 @@ from qwen3moe_engine.manifest import Manifest
 from qwen3moe_engine.parallel.rebalancing import Arrival
 from qwen3moe_engine.tensorrt.bindings import Bindings
 from qwen3moe_engine.tensorrt.cuda import Stream
-from qwen3moe_engine.tensorrt.loading import DoubleBuffer, stream_weight
+from qwen3moe_engine.tensorrt.double_buffer import DoubleBuffer
+from qwen3moe_engine.tensorrt.loading import stream_weight
 from qwen3moe_engine.tensorrt.random_weights import WeightMaker, fill_weight
 from qwen3moe_engine.weights import Progress, WeightPlan, num_bytes_of
 

@@ -1,20 +1,17 @@
-"""Weights into device memory, streamed from safetensors.
-
-Owns: the pinned double buffer. Must not know TensorRT.
-"""
+"""Weights into device memory, streamed from safetensors. Must not know TensorRT."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.pieces import Piece
-from qwen3moe_engine.tensorrt.cuda import PinnedBuffer, Stream, wait
+from qwen3moe_engine.tensorrt.cuda import Stream
+from qwen3moe_engine.tensorrt.double_buffer import DoubleBuffer
 from qwen3moe_engine.weights import Progress, WeightPlan, convert
 
 CHUNK_BYTES = 64 << 20  # of each of two buffers: large enough that a copy runs at the bus's rate
@@ -65,33 +62,3 @@ def _read(part: Piece, dtype: str, out: NDArray[np.uint8]) -> None:
         part.read_into(out)
     else:
         out[:] = convert(part.read(), dtype, part.tensor.name).view(np.uint8)
-
-
-class DoubleBuffer:
-    """Two pinned buffers of `num_bytes`, used in turn."""
-
-    def __init__(self, stream: Stream, num_bytes: int):
-        self._stream, self.num_bytes = stream, num_bytes
-        self._buffers = [PinnedBuffer(num_bytes) for _ in range(2)]
-        self._sent: list[Any] = [None, None]
-        self._turn = 0
-
-    def __enter__(self) -> DoubleBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.synchronize()
-        for buffer in self._buffers:
-            buffer.close()
-
-    def next_free(self, num_bytes: int) -> NDArray[np.uint8]:
-        """A part of the buffer whose last content has arrived, or will have when this returns."""
-        if self._sent[self._turn] is not None:
-            wait(self._sent[self._turn])
-        return self._buffers[self._turn].bytes[:num_bytes]
-
-    def send(self, content: NDArray[np.uint8], target: int) -> None:
-        """Copies what `next_free` gave, now filled, to device address `target`."""
-        self._stream.to_device(target, self._buffers[self._turn].address, content.nbytes)
-        self._sent[self._turn] = self._stream.record()
-        self._turn = 1 - self._turn

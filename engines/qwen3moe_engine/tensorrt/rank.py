@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.checkpoint import open_checkpoint
-from qwen3moe_engine.logits import Logits
+from qwen3moe_engine.draw_columns import DrawColumns
+from qwen3moe_engine.logits import Drawn, Logits
 from qwen3moe_engine.manifest import FILE_NAME, file_sha256
 from qwen3moe_engine.parallel.board import Board, State
 from qwen3moe_engine.parallel.rank import Facts, Place
@@ -122,8 +123,8 @@ class TensorRTRank:
 
 
 class TensorRTRunner:
-    """Implements `RebalancingRunner`: the executor, its communicator if it has a group, its rebalancer if experts have
-    replicas, and what closes all."""
+    """Implements `OverlappingRunner` and `RebalancingRunner`: the executor, its communicator if it has a group, its
+    rebalancer if experts have replicas, and what closes all."""
 
     def __init__(
         self,
@@ -145,6 +146,9 @@ class TensorRTRunner:
 
     def rebalance(self) -> int:
         return self.rebalancer.run() if self.rebalancer is not None else 0
+
+    def launch(self, batch: Batch, draws: DrawColumns) -> Drawn:
+        return self.executor.launch_columns(batch, draws)
 
     def abort(self, reason: str) -> None:
         """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""

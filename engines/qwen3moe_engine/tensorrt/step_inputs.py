@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.manifest import InputSpec
-from qwen3moe_engine.tensorrt.cuda import DeviceMemory, PinnedBuffer, Stream
+from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Stream
+from qwen3moe_engine.tensorrt.double_buffer import DoubleBuffer
 from qwen3moe_engine.weights import num_bytes_of
 
 _ALIGNMENT = 256  # bytes, of each input, as cudaMalloc would give it
@@ -27,7 +28,7 @@ class StepInputs:
         for spec in sorted(specs, key=num_bytes_of):  # a small step leaves the end of the last, the largest, unused
             self._offsets[spec.name], self._capacities[spec.name] = end, num_bytes_of(spec)
             end += -(-num_bytes_of(spec) // _ALIGNMENT) * _ALIGNMENT
-        self._stream, self._host = stream, PinnedBuffer(end)
+        self._host = DoubleBuffer(stream, end)  # the last step may be in flight, and its copy not have begun
         self._address = memory.allocate(end, "a step's inputs")
         self.addresses = {name: self._address + offset for name, offset in self._offsets.items()}
 
@@ -43,12 +44,12 @@ class StepInputs:
         }
 
     def send(self, arrays: dict[str, NDArray]) -> None:
-        """Enqueues the copy of every input, by name. The previous step must have ended: it read the same memory."""
-        end = 0
+        """Enqueues the copy of every input, by name."""
+        ends = {name: offset + arrays[name].nbytes for name, offset in self._offsets.items()}
+        num_bytes = max(ends.values())
+        host = self._host.next_free(num_bytes)
         for name, offset in self._offsets.items():
             array = arrays[name]
             assert array.nbytes <= self._capacities[name], (name, array.shape)
-            flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            self._host.bytes[offset : offset + array.nbytes] = flat
-            end = max(end, offset + array.nbytes)
-        self._stream.to_device(self._address, self._host.address, end)
+            host[offset : ends[name]] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        self._host.send(host, self._address)

@@ -63,7 +63,12 @@ RUNTIME_OPTIONS = (
     click.option(
         "--cuda-graphs/--no-cuda-graphs",
         default=None,
-        help="TensorRT: replay decode steps as CUDA graphs.  [default: on]",
+        help="TensorRT: replay steps as CUDA graphs.  [default: on]",
+    ),
+    click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="TensorRT: start the next step while one runs.  [default: on]",
     ),
     click.option("--plugins", type=_PATH, help="TensorRT: folder of our libraries.  [default: the package's]"),
     click.option(

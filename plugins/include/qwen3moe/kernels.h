@@ -58,7 +58,7 @@ typedef struct {
     const void* q_norm_weight;   /* [D], early */
     const void* k_norm_weight;   /* [D], early */
     const float* cos_sin_cache;  /* [P, D]: D/2 cosines, then D/2 sines; early */
-    const int32_t* positions;    /* [T] */
+    const int32_t* positions;    /* [T], early */
     void* kv_cache;              /* [num_blocks, 2, Hkv, block_size, D], written; read, of earlier tokens early */
     const int32_t* block_table;  /* [B, max_blocks], early */
     const int32_t* cu_seqlens;   /* [B + 1], early */
@@ -76,7 +76,7 @@ typedef struct {
     int32_t dtype;             /* qwen3moe_dtype of hidden, router_logits, gate_up, down, out */
     int32_t num_tokens;        /* T */
     int32_t hidden_size;       /* H, a multiple of 64 */
-    int32_t intermediate_size; /* I, a multiple of 64 */
+    int32_t intermediate_size; /* I, a multiple of 8 */
     int32_t num_experts;       /* E <= 512 */
     int32_t num_local_experts; /* E_local */
     int32_t top_k;             /* <= 16 */

@@ -96,12 +96,14 @@ int32_t launch(const qwen3moe_paged_attention_shape& shape, const qwen3moe_paged
                const AttentionPlan& plan, const Device& device, void* workspace, cudaStream_t stream) {
     const AttentionParams<T, kHeadDim> params = make_params<T, kHeadDim>(shape, tensors, plan);
     if (plan.prefill_rows != 0) {
-        QWEN3MOE_CHECK_CUDA((launch_append<T, kHeadDim>(params, stream)));
-        const auto launch_prefill =
-            plan.is_hopper ? &qwen3moe::launch_prefill_hopper<T, kHeadDim> : &qwen3moe::launch_prefill<T, kHeadDim>;
-        QWEN3MOE_CHECK_CUDA(launch_prefill(params, plan, stream));
+        const auto next_tile = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + plan.next_tile_offset);
+        QWEN3MOE_CHECK_CUDA((launch_append<T, kHeadDim>(params, device, next_tile, stream)));
+        QWEN3MOE_CHECK_CUDA(plan.is_hopper
+                                ? (launch_prefill_hopper<T, kHeadDim>(params, plan, device, next_tile, stream))
+                                : (launch_prefill<T, kHeadDim>(params, plan, stream)));
     }
-    QWEN3MOE_CHECK_CUDA((launch_decode<T, kHeadDim>(params, plan, device, workspace, stream)));
+    if (plan.max_decode_tokens != 0)
+        QWEN3MOE_CHECK_CUDA((launch_decode<T, kHeadDim>(params, plan, device, workspace, stream)));
     return QWEN3MOE_SUCCESS;
 }
 

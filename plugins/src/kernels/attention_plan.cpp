@@ -21,7 +21,8 @@ void plan_decode(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pla
     const int32_t longest = DecodeConfig::kMaxRowTiles * tile_tokens;
     // With no more tokens than sequences (a decode step) everything is the decode kernel's: one launch in all.
     const bool decode_only = shape.num_tokens <= std::max(shape.num_seqs, longest);
-    plan.max_decode_tokens = decode_only ? shape.num_tokens : longest;
+    // A single sequence is a prompt, and the decode kernel's launch would be in vain: 2 us.
+    plan.max_decode_tokens = decode_only ? shape.num_tokens : shape.num_seqs == 1 ? 0 : longest;
 
     // Every row tile has a token. Splitting at total / target adds at most one item per row tile; a sequence that is
     // split at all has at most twice total / target items.
@@ -41,13 +42,23 @@ void plan_prefill(const qwen3moe_paged_attention_shape& shape, AttentionPlan& pl
     plan.prefill_tiles = prefill_tiles(shape, plan.prefill_rows);
 }
 
+void plan_cluster(const qwen3moe_paged_attention_shape& shape, AttentionPlan& plan) {
+    if (!plan.is_hopper || plan.prefill_rows != 0 || shape.num_seqs > DecodeConfig::kMaxClusterSeqs) return;
+    if (shape.max_blocks * shape.block_size > DecodeConfig::kMaxClusterKeys) return;
+    const int64_t row_tiles = int64_t{shape.num_tokens} * shape.num_kv_heads;
+    int32_t splits = DecodeConfig::kMaxClusterSplits;
+    while (splits >= DecodeConfig::kMinClusterSplits && splits * row_tiles > DecodeConfig::kMaxClusterCtas) splits /= 2;
+    plan.cluster_splits = splits >= DecodeConfig::kMinClusterSplits ? splits : 0;
+}
+
 void plan_workspace(const qwen3moe_paged_attention_shape& shape, AttentionPlan& plan) {
     const size_t items = static_cast<size_t>(plan.partial_items) * shape.num_kv_heads;
     const size_t rows = items * DecodeConfig::kRows;
     plan.partial_out_offset = 0;
     plan.partial_max_sum_offset = plan.partial_out_offset + rows * shape.head_dim * sizeof(float);
     plan.finished_offset = plan.partial_max_sum_offset + rows * 2 * sizeof(float);
-    plan.workspace_size = plan.finished_offset + items * sizeof(uint64_t);
+    plan.next_tile_offset = plan.finished_offset + items * sizeof(uint64_t);
+    plan.workspace_size = plan.next_tile_offset + sizeof(int32_t);
 }
 
 }  // namespace
@@ -57,6 +68,7 @@ AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool i
     plan.is_hopper = is_hopper;
     plan_decode(shape, plan);
     plan_prefill(shape, plan);
+    plan_cluster(shape, plan);
     plan_workspace(shape, plan);
     return plan;
 }
@@ -64,9 +76,9 @@ AttentionPlan plan_attention(const qwen3moe_paged_attention_shape& shape, bool i
 std::ostream& operator<<(std::ostream& stream, const AttentionPlan& plan) {
     return stream << "AttentionPlan(max_decode_tokens=" << plan.max_decode_tokens
                   << ", decode_items=" << plan.decode_items << ", target_items=" << plan.target_items
-                  << ", partial_items=" << plan.partial_items << ", is_hopper=" << plan.is_hopper
-                  << ", prefill_rows=" << plan.prefill_rows << ", prefill_tiles=" << plan.prefill_tiles
-                  << ", workspace_size=" << plan.workspace_size << ")";
+                  << ", partial_items=" << plan.partial_items << ", cluster_splits=" << plan.cluster_splits
+                  << ", is_hopper=" << plan.is_hopper << ", prefill_rows=" << plan.prefill_rows
+                  << ", prefill_tiles=" << plan.prefill_tiles << ", workspace_size=" << plan.workspace_size << ")";
 }
 
 }  // namespace qwen3moe

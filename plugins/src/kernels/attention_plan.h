@@ -32,6 +32,15 @@ struct DecodeConfig {
     static constexpr int kTargetCtas = 132;
     // Fewer than 128 keys per CTA gain nothing; 256 cost 2.6 us of 12.8 at one sequence of 1024 (H200).
     static constexpr int kMinUnits = 2;
+    // A decode step of few sequences splits each over a cluster of 16 CTAs, or the most that let all of them run at
+    // once.
+    static constexpr int kMaxClusterSplits = 16;
+    static constexpr int kMinClusterSplits = 4;
+    static constexpr int kMaxClusterCtas = 264;
+    static constexpr int kMaxClusterSeqs = 32;  // a warp looks them through
+    // The most keys that a sequence may have there: a longer one is for more CTAs than a cluster, and its length is
+    // known on the device alone.
+    static constexpr int kMaxClusterKeys = 16384;
 };
 
 // Prefill before and after Hopper, whose own has one shape (attention_prefill_hopper.cu): FlashAttention-2's. Each warp
@@ -45,22 +54,24 @@ struct PrefillConfig {
     // an H100 and one within the 99 KB of sm_86, 89 and 120. 8192 tokens on an H200: 1.67 ms with 2 or 3 stages, a
     // sixth more with 4, which leave little of the L1; a sixth more with tiles of 32 keys.
     static constexpr int kStages = 3;
-    static constexpr int kHopperRows = 128;
+    static constexpr int kHopperRows = 256;  // of a cluster of two CTAs, 128 each
     // Tiles of 128 rows if they make two CTAs for each of an H100's 132 SMs, else of 64.
     static constexpr int kMinCtas = 264;
 };
 
 struct AttentionPlan {
-    int32_t max_decode_tokens;      // of a sequence; longer ones are the prefill kernel's
+    int32_t max_decode_tokens;      // of a sequence; longer ones are the prefill kernel's; 0: there is no decode kernel
     int32_t decode_items;           // CTAs of the decode kernel per key/value head, an upper bound
     int32_t target_items;           // items the decode kernel divides the keys of all its sequences into, about
     int32_t partial_items;          // of decode_items, those whose sequence is split, an upper bound
+    int32_t cluster_splits;         // CTAs of a cluster that shares a row tile's keys, or 0: items instead
     bool is_hopper;                 // the prefill kernel is the one for compute capability 9.0
     int32_t prefill_rows;           // query rows of a prefill tile, or 0: no sequence can need the prefill kernel
     int32_t prefill_tiles;          // CTAs of the prefill kernel per key/value head, an upper bound
     size_t partial_out_offset;      // float [partial_items, Hkv, 16, D]
     size_t partial_max_sum_offset;  // float2 [partial_items, Hkv, 16]
     size_t finished_offset;         // uint64 [partial_items, Hkv]
+    size_t next_tile_offset;        // int32, of the prefill kernel
     size_t workspace_size;
 };
 

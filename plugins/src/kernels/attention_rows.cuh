@@ -54,14 +54,12 @@ __device__ __forceinline__ HeadRow load_row(const T* source, int lane) {
     return row;
 }
 
-// RMS norm over D, then rotation of the pairs (i, i + D/2) by a row of the table: D/2 cosines, D/2 sines.
-// `lane` is the lane's place in the row; the row's lanes call together.
+// RMS norm over D, then rotation of the pairs (i, i + D/2) by a row of the table: D/2 cosines (low), D/2 sines (high).
+// The row's lanes call together.
 template <int kHeadDim>
-__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const float* cos_sin, float eps,
-                                                int lane) {
+__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const HeadRow& rotation, float eps) {
     constexpr int kLanes = kRowLanes<kHeadDim>;
     const unsigned row_mask = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
-    const HeadRow rotation = load_row<kHeadDim>(cos_sin, lane);  // low: cosines, high: sines
 
     float squares = 0.0f;
 #pragma unroll
@@ -78,10 +76,22 @@ __device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weigh
     }
 }
 
-// Norms, rotates and writes the key, and copies the value, of new token i of a sequence.
+// `lane` is the lane's place in the row.
+template <int kHeadDim>
+__device__ __forceinline__ void norm_and_rotate(HeadRow& x, const HeadRow& weight, const float* cos_sin, float eps,
+                                                int lane) {
+    norm_and_rotate<kHeadDim>(x, weight, load_row<kHeadDim>(cos_sin, lane), eps);
+}
+
+// A lane's part of a key and a value: 8 elements of the lower half, 8 of the upper.
+struct KvVectors {
+    uint4 low[2], high[2];  // by KvPart
+};
+
+// Norms, rotates and writes the key, and copies the value, of new token i of a sequence; returns what was written.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void append_token(const AttentionParams<T, kHeadDim>& params, const Sequence& seq, int32_t i,
-                                             int32_t kv_head, int lane) {
+__device__ __forceinline__ KvVectors append_token(const AttentionParams<T, kHeadDim>& params, const Sequence& seq,
+                                                  int32_t i, int32_t kv_head, int lane) {
     const int32_t token = seq.first_token + i, position = seq.position(i);
     const int low = lane * kVector, high = kHeadDim / 2 + low;
     const T* value = params.qkv_row(token, params.num_heads + params.num_kv_heads + kv_head);
@@ -94,10 +104,12 @@ __device__ __forceinline__ void append_token(const AttentionParams<T, kHeadDim>&
     const HeadRow weight = load_row<kHeadDim>(params.k_norm_weight, lane);
     norm_and_rotate<kHeadDim>(key, weight, params.rotary_row(token), params.eps, lane);
 
-    *reinterpret_cast<uint4*>(key_slot + low) = pack_vector<T>(key.low);
-    *reinterpret_cast<uint4*>(key_slot + high) = pack_vector<T>(key.high);
+    const KvVectors written{{pack_vector<T>(key.low), value_low}, {pack_vector<T>(key.high), value_high}};
+    *reinterpret_cast<uint4*>(key_slot + low) = written.low[0];
+    *reinterpret_cast<uint4*>(key_slot + high) = written.high[0];
     *reinterpret_cast<uint4*>(value_slot + low) = value_low;
     *reinterpret_cast<uint4*>(value_slot + high) = value_high;
+    return written;
 }
 
 // Zeroes the rows of `out` of the padding tokens, shared out among the CTAs of the grid.

@@ -78,6 +78,25 @@ struct DecodeSchedule {
         return true;
     }
 
+    // Sets the sequence and row tile of the idx-th row tile, for all threads, each warp on its own; false if there are
+    // not so many. Of at most 32 sequences.
+    __device__ __forceinline__ bool find_row_tile(int32_t idx, DecodeItem& item) const {
+        const int32_t lane = threadIdx.x % 32;
+        const int32_t own = lane < batch.num_seqs ? num_row_tiles(batch.sequence(lane)) : 0;
+        int32_t sum = own;
+#pragma unroll
+        for (int offset = 1; offset < 32; offset *= 2) {
+            const int32_t other = __shfl_up_sync(~0u, sum, offset);
+            if (lane >= offset) sum += other;
+        }
+        const unsigned found = __ballot_sync(~0u, sum - own <= idx && idx < sum);
+        if (found == 0) return false;
+        item.seq = __ffs(found) - 1;
+        item.num_row_tiles = __shfl_sync(~0u, own, item.seq);
+        item.row_tile = idx - __shfl_sync(~0u, sum - own, item.seq);
+        return true;
+    }
+
    private:
     // Units of keys that row tiles read, of all sequences; this thread counts first..last - 1.
     __device__ __forceinline__ int32_t total_units(int32_t first, int32_t last, Shared& shared) const {

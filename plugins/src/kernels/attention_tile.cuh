@@ -80,13 +80,14 @@ __device__ __forceinline__ void zero_rows(const SharedTile<T, kHeadDim>& tile, i
         *reinterpret_cast<uint4*>(tile.chunk(i / kChunks, i % kChunks)) = uint4{0, 0, 0, 0};
 }
 
-// A CTA of the prefill kernels: a tile of kRows query rows of one sequence and key/value head. A sequence of n rows
-// starts at tile floor(rows before it / kRows) + its index (attention_plan.cpp counts them the same way).
+// A tile of query rows of one sequence and key/value head: the work of a CTA of the prefill kernels.
 struct PrefillTile {
     QueryRows rows;
     int32_t first_row;
     bool is_empty;  // past the sequence's rows, or of a sequence that is the decode kernel's
 
+    // Of this CTA. A sequence of n rows starts at tile floor(rows before it / kRows) + its index (attention_plan.cpp
+    // counts them the same way).
     template <int kRows, typename T, int kHeadDim>
     __device__ __forceinline__ static PrefillTile of_block(const AttentionParams<T, kHeadDim>& params) {
         // Late tiles see the most keys: they start first, so that the grid ends with short ones.

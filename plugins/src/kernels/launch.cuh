@@ -33,8 +33,11 @@ struct Launch {
     int threads;
     size_t shared_bytes;
     cudaStream_t stream;
-    bool dependent;  // may start before its predecessor in the stream ends
+    bool dependent;        // may start before its predecessor in the stream ends
+    unsigned cluster = 1;  // blocks of a cluster, along x
 };
+
+constexpr unsigned kPortableCluster = 8;  // what every GPU with clusters places
 
 template <typename... Params, typename... Args>
 cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const Args&... args) {
@@ -50,16 +53,27 @@ cudaError_t launch_kernel(void (*kernel)(Params...), const Launch& launch, const
     status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                   launch.dependent ? cudaSharedmemCarveoutMaxShared : cudaSharedmemCarveoutDefault);
     if (status != cudaSuccess) return status;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    if (launch.cluster > kPortableCluster) {
+        status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        if (status != cudaSuccess) return status;
+    }
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned num_attributes = 0;
+    if (launch.dependent) {
+        attributes[num_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[num_attributes++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (launch.cluster > 1) {
+        attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
+        attributes[num_attributes++].val.clusterDim = {launch.cluster, 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = launch.grid;
     config.blockDim = dim3(launch.threads);
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = launch.stream;
-    config.attrs = &attribute;
-    config.numAttrs = launch.dependent ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = num_attributes;
     status = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();
     return status != cudaSuccess ? status : last;

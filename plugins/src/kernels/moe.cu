@@ -13,7 +13,8 @@
 namespace qwen3moe::moe {
 namespace {
 
-constexpr int kSizeMultiple = 64;      // of H and I: a K slice of the grouped products
+constexpr int kHiddenMultiple = 64;    // a K slice of the grouped products
+constexpr int kWidthMultiple = 8;      // of I: 16 bytes, a load of any path
 constexpr int kPointerAlignment = 16;  // bytes: the width of loads and asynchronous copies
 
 int32_t check_shape(const qwen3moe_moe_shape& s) {
@@ -21,9 +22,9 @@ int32_t check_shape(const qwen3moe_moe_shape& s) {
     QWEN3MOE_CHECK_ARG(s.dtype, <=, static_cast<int>(QWEN3MOE_FP16));
     QWEN3MOE_CHECK_ARG(s.num_tokens, >=, 0);
     QWEN3MOE_CHECK_ARG(s.hidden_size, >, 0);
-    QWEN3MOE_CHECK_ARG(s.hidden_size % kSizeMultiple, ==, 0);
+    QWEN3MOE_CHECK_ARG(s.hidden_size % kHiddenMultiple, ==, 0);
     QWEN3MOE_CHECK_ARG(s.intermediate_size, >, 0);
-    QWEN3MOE_CHECK_ARG(s.intermediate_size % kSizeMultiple, ==, 0);
+    QWEN3MOE_CHECK_ARG(s.intermediate_size % kWidthMultiple, ==, 0);
     QWEN3MOE_CHECK_ARG(s.num_experts, >, 0);
     QWEN3MOE_CHECK_ARG(s.num_experts, <=, kMaxExperts);
     QWEN3MOE_CHECK_ARG(s.num_local_experts, >, 0);

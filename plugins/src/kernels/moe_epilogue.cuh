@@ -1,5 +1,5 @@
-// From fp32 accumulators to memory. A fragment is 16 rows by 8 * kFrags columns in mma.m16n8 order (see mma.cuh),
-// which is also how wgmma gives each warp its 16 rows.
+// From fp32 accumulators to memory, for the mma path. A fragment is 16 rows by 8 * kFrags columns in mma.m16n8 order
+// (see mma.cuh).
 #pragma once
 
 #include "mma.cuh"

@@ -87,15 +87,15 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_gemm_kernel(Params<T> p) {
         return;
     }
     const int first_col = blockIdx.x * kOutputs;
-    const int num_slices = (kProduct == Product::kGateUp ? p.hidden_size : p.intermediate_size) / kSlice;
+    const int num_k_slices = num_slices<kProduct>(p);
     Loader loader(p, tile, first_col, threadIdx.x);
-    for (int s = 0; s < Shape::kStages - 1 && s < num_slices; ++s) loader.load_b(stages + s * Loader::kBytes, s);
+    for (int s = 0; s < Shape::kStages - 1 && s < num_k_slices; ++s) loader.load_b(stages + s * Loader::kBytes, s);
     if constexpr (kProduct == Product::kDown) wait_for_predecessor();
     allow_successor();
     loader.locate_rows(p, tile);
 #pragma unroll
     for (int s = 0; s < Shape::kStages - 1; ++s) {
-        if (s < num_slices) loader.load_a(stages + s * Loader::kBytes, s);
+        if (s < num_k_slices) loader.load_a(stages + s * Loader::kBytes, s);
         cp_async_commit();
     }
 
@@ -104,11 +104,11 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_gemm_kernel(Params<T> p) {
     const int warp_col = warp % Shape::kWarpCols * (Shape::kColFrags * 8);
     const WarpMma<T, Shape::kRowFrags, Shape::kColFrags> warp_mma(warp_row, warp_col, kTileRows);
     float acc[Shape::kRowFrags][Shape::kColFrags][4] = {};
-    for (int slice = 0; slice < num_slices; ++slice) {
+    for (int slice = 0; slice < num_k_slices; ++slice) {
         cp_async_wait<Shape::kStages - 2>();
         __syncthreads();  // the slice has arrived for all, and all are done with the stage that is filled next
         const int ahead = slice + Shape::kStages - 1;
-        if (ahead < num_slices) loader.load(stages + ahead % Shape::kStages * Loader::kBytes, ahead);
+        if (ahead < num_k_slices) loader.load(stages + ahead % Shape::kStages * Loader::kBytes, ahead);
         cp_async_commit();
         if (warp_row < tile.num_rows) warp_mma.multiply(acc, stages + slice % Shape::kStages * Loader::kBytes);
     }

@@ -50,6 +50,7 @@ struct Params {
     int16_t* topk_expert;  // [T, k], kNotHeld: not held
     int* row_assignment;   // [N]
     Tile* tiles;           // [num_tiles]
+    int* counters;         // [2], of each product: pieces dealt out; wgmma path
     T* activation;         // [N, I]: by assignment in the gemv path, by row in the grouped paths
     T* expert_out;         // [N, H], by assignment, rounded as torch rounds an expert's output
 };
@@ -69,11 +70,12 @@ struct WorkspaceLayout {
         topk_expert = take(n * sizeof(int16_t));
         row_assignment = take(n * sizeof(int));
         tiles = take(num_tiles * sizeof(Tile));
+        counters = take(2 * sizeof(int));
         activation = take(n * shape.intermediate_size * 2);
         expert_out = take(n * shape.hidden_size * 2);
     }
 
-    size_t topk_weight, topk_slot, topk_expert, row_assignment, tiles, activation, expert_out;
+    size_t topk_weight, topk_slot, topk_expert, row_assignment, tiles, counters, activation, expert_out;
     size_t size = 0;
 
    private:

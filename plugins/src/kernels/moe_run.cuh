@@ -20,7 +20,7 @@ Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, con
     char* const scratch = static_cast<char*>(workspace);
     const size_t first = first_token;
     Params<T> p{};
-    p.num_tokens = std::min(shape.num_tokens - first_token, kChunkTokens);
+    p.num_tokens = std::min(shape.num_tokens - first_token, chunk_tokens(shape));
     p.hidden_size = shape.hidden_size;
     p.intermediate_size = shape.intermediate_size;
     p.num_experts = shape.num_experts;
@@ -45,6 +45,7 @@ Params<T> make_params(const Config& config, const qwen3moe_moe_shape& shape, con
     p.topk_expert = reinterpret_cast<int16_t*>(scratch + layout.topk_expert);
     p.row_assignment = reinterpret_cast<int*>(scratch + layout.row_assignment);
     p.tiles = reinterpret_cast<Tile*>(scratch + layout.tiles);
+    p.counters = reinterpret_cast<int*>(scratch + layout.counters);
     p.activation = reinterpret_cast<T*>(scratch + layout.activation);
     p.expert_out = reinterpret_cast<T*>(scratch + layout.expert_out);
     return p;
@@ -71,18 +72,27 @@ cudaError_t run_mma(const Params<T>& p, bool dependent, cudaStream_t stream) {
                          {down_grid, kMmaThreads, kShared, stream, dependent}, p);
 }
 
-template <typename T>
+template <typename T, int kTokens>
 cudaError_t run_wgmma(const Params<T>& p, int blocks, bool dependent, cudaStream_t stream) {
-    const Launch launch{dim3(blocks), kWgmmaThreads, sizeof(WgmmaShared), stream, dependent};
-    const cudaError_t status = launch_kernel(wgmma_gemm_kernel<T, Product::kGateUp>, launch, p);
+    const dim3 grid(blocks / kCluster * kCluster);
+    const Launch launch{grid, kWgmmaThreads, sizeof(WgmmaShared<kTokens>), stream, dependent, kCluster};
+    CUtensorMap gate_up, down;
+    cudaError_t status = describe_weights<Product::kGateUp>(&gate_up, p);
     if (status != cudaSuccess) return status;
-    return launch_kernel(wgmma_gemm_kernel<T, Product::kDown>, launch, p);
+    status = describe_weights<Product::kDown>(&down, p);
+    if (status != cudaSuccess) return status;
+    status = launch_kernel(wgmma_gemm_kernel<T, Product::kGateUp, kTokens>, launch, p, gate_up);
+    if (status != cudaSuccess) return status;
+    return launch_kernel(wgmma_gemm_kernel<T, Product::kDown, kTokens>, launch, p, down);
 }
 
 template <typename T>
 cudaError_t run_products(const Config& config, const Params<T>& p, cudaStream_t stream) {
-    if (config.path == Path::kWgmma) return run_wgmma(p, config.persistent_blocks, config.dependent_launch, stream);
     switch (config.tile_rows) {
+        case kManyTileRows:
+            return run_wgmma<T, kManyTileRows / 2>(p, config.persistent_blocks, config.dependent_launch, stream);
+        case kFewTileRows:
+            return run_wgmma<T, kFewTileRows / 2>(p, config.persistent_blocks, config.dependent_launch, stream);
         case 16:
             return run_mma<T, 16>(p, config.dependent_launch, stream);
         case 32:
@@ -97,10 +107,13 @@ cudaError_t run_products(const Config& config, const Params<T>& p, cudaStream_t 
 template <typename T>
 cudaError_t run_plan(const Params<T>& p, bool dependent, cudaStream_t stream) {
     const Launch plan{dim3(p.num_experts), kPlanThreads, 0, stream, dependent};
-    if (p.num_tokens <= kMaxRoutedByPlan) return launch_kernel(plan_kernel<T, true>, plan, p);
+    if (p.num_tokens <= kMaxRoutedByPlan) return launch_kernel(plan_kernel<T, true, 1>, plan, p);
     const dim3 route_grid(ceil_div(p.num_tokens, kRouteThreads / 32));
     const cudaError_t status = launch_kernel(route_kernel<T>, {route_grid, kRouteThreads, 0, stream, dependent}, p);
-    return status != cudaSuccess ? status : launch_kernel(plan_kernel<T, false>, plan, p);
+    if (status != cudaSuccess) return status;
+    const auto sort =
+        p.num_tokens * p.top_k <= kMaxInOneLoad ? plan_kernel<T, false, 1> : plan_kernel<T, false, kPlanBatch>;
+    return launch_kernel(sort, plan, p);
 }
 
 template <typename T>
@@ -120,7 +133,7 @@ int32_t run_chunk(const Config& config, const Params<T>& p, cudaStream_t stream)
 template <typename T>
 int32_t run(const Config& config, const qwen3moe_moe_shape& shape, const qwen3moe_moe_tensors& tensors, void* workspace,
             cudaStream_t stream) {
-    for (int first_token = 0; first_token < shape.num_tokens; first_token += kChunkTokens) {
+    for (int first_token = 0; first_token < shape.num_tokens; first_token += chunk_tokens(shape)) {
         const Params<T> params = make_params<T>(config, shape, tensors, workspace, first_token);
         const int32_t status = run_chunk(config, params, stream);
         if (status != QWEN3MOE_SUCCESS) return status;

@@ -8,15 +8,21 @@ struct ScanResult {
     int total;
 };
 
+// Of the lanes up to and with this one.
+__device__ __forceinline__ int warp_inclusive_sum(int value) {
+    const int lane = threadIdx.x % 32;
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const int left = __shfl_up_sync(~0u, value, offset);
+        if (lane >= offset) value += left;
+    }
+    return value;
+}
+
 // warp_totals: kThreads / 32 values in shared memory, not in use by another scan.
 template <int kThreads>
 __device__ __forceinline__ ScanResult block_scan(int value, int* warp_totals) {
     const int lane = threadIdx.x % 32;
-    int inclusive = value;
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int left = __shfl_up_sync(~0u, inclusive, offset);
-        if (lane >= offset) inclusive += left;
-    }
+    const int inclusive = warp_inclusive_sum(value);
     if (lane == 31) warp_totals[threadIdx.x / 32] = inclusive;
     __syncthreads();
     ScanResult result{inclusive - value, 0};

@@ -15,6 +15,12 @@ constexpr int kChunkBytes = 16;
 
 enum class Product { kGateUp, kDown };
 
+// Slices of K, the last of which may be partly filled.
+template <Product kProduct, typename T>
+__device__ __forceinline__ int num_slices(const Params<T>& p) {
+    return ((kProduct == Product::kGateUp ? p.hidden_size : p.intermediate_size) + kSlice - 1) / kSlice;
+}
+
 // Output columns of a block of kCols weight rows: in gate_up every output takes a gate row and an up row.
 template <Product kProduct>
 __host__ __device__ constexpr int output_cols(int cols) {
@@ -35,11 +41,12 @@ class TileLoader {
     static constexpr int kBytes = (kRows + kCols) * kRowBytes;  // of one stage: A, then B
     static_assert(kRows % kPass == 0 && kCols % kPass == 0 && kPass % 16 == 0, "threads must tile both operands");
 
-    // first_col: of the outputs. Outputs past the last are neither loaded nor stored.
+    // first_col: of the outputs. Those past the last are neither loaded nor stored; past the end of K there are zeros.
     __device__ TileLoader(const Params<T>& p, const Tile& tile, int first_col, int thread) : row_(thread / 8) {
         const int row = row_;
         const int chunk = thread % 8;
         const size_t k = kProduct == Product::kGateUp ? p.hidden_size : p.intermediate_size;
+        k_left_ = static_cast<int>(k) - chunk * 8;
         const size_t num_outputs = kProduct == Product::kGateUp ? p.intermediate_size : p.hidden_size;
         const T* weights = kProduct == Product::kGateUp ? p.gate_up + tile.slot * 2 * num_outputs * k
                                                         : p.down + tile.slot * num_outputs * k;
@@ -70,7 +77,8 @@ class TileLoader {
 #pragma unroll
         for (int i = 0; i < kRowPasses; ++i) {
             const T* source = a_ + static_cast<size_t>(a_chunk_[i]) * 8 + slice * kSlice;
-            if (i * kPass < num_rows_) cp_async_16(stage + shared_offset_ + i * kPass * kRowBytes, source);
+            unsigned char* target = stage + shared_offset_ + i * kPass * kRowBytes;
+            if (i * kPass < num_rows_) cp_async_16(target, source, has_chunk(slice));
         }
     }
 
@@ -78,7 +86,8 @@ class TileLoader {
         unsigned char* b = stage + kRows * kRowBytes + shared_offset_;
 #pragma unroll
         for (int i = 0; i < kColPasses; ++i) {
-            if (i * kPass < valid_cols_) cp_async_16(b + i * kPass * kRowBytes, b_ + i * b_stride_ + slice * kSlice);
+            const T* source = b_ + i * b_stride_ + slice * kSlice;
+            if (i * kPass < valid_cols_) cp_async_16(b + i * kPass * kRowBytes, source, has_chunk(slice));
         }
     }
 
@@ -88,10 +97,13 @@ class TileLoader {
     }
 
    private:
+    __device__ bool has_chunk(int slice) const { return kProduct == Product::kGateUp || slice * kSlice < k_left_; }
+
     const T* a_;
     const T* b_;
     size_t b_stride_;
     int row_;
+    int k_left_;  // from the thread's chunk of the first slice on
     int valid_cols_;
     int num_rows_;
     int shared_offset_;

@@ -33,6 +33,8 @@ struct PagedKv {
         const int32_t slot = position & ((1 << log2_block_size) - 1);
         return (head << log2_block_size) + slot;
     }
+    // From a row of keys to that of the values of the same index.
+    __device__ __forceinline__ int64_t rows_to_value() const { return int64_t{num_kv_heads} << log2_block_size; }
     __device__ __forceinline__ T* row(KvPart part, int32_t seq, int32_t kv_head, int32_t position) const {
         return data + row_idx(part, seq, kv_head, position) * kHeadDim;
     }

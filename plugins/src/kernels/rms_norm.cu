@@ -14,22 +14,23 @@ namespace {
 using namespace rms_norm;
 
 // x, residual, out, residual_out [T, H]; weight [H]; residual and residual_out may both be null.
-template <typename T>
+// A thread has up to kVectors vectors of the row.
+template <typename T, int kVectors>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(const Vector<T>* x, const Vector<T>* residual, const Vector<T>* weight, Vector<T>* out,
                     Vector<T>* residual_out, int num_vectors, float eps) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * num_vectors;
-    Vector<T> kept[kMaxVectors], factors[kMaxVectors];
+    Vector<T> kept[kVectors], factors[kVectors];
     allow_successor();
 #pragma unroll
-    for (int i = 0; i < kMaxVectors; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
         const int index = threadIdx.x + i * kThreads;
         if (index < num_vectors) factors[i] = weight[index];
     }
     wait_for_predecessor();
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kMaxVectors; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
         const int index = threadIdx.x + i * kThreads;
         if (index >= num_vectors) break;
         kept[i] = x[row + index];
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const float scale = rsqrtf(block_sum(sum) / static_cast<float>(num_vectors * kVector) + eps);
 #pragma unroll
-    for (int i = 0; i < kMaxVectors; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
         const int index = threadIdx.x + i * kThreads;
         if (index >= num_vectors) break;
         for (int j = 0; j < kVector; ++j) {
@@ -54,14 +55,24 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
+// Registers for the longest row would leave a multiprocessor two blocks, too few loads on their way: 47 us instead of
+// 35 for 8192 rows of 2048 with a residual (H200).
+template <typename T>
+auto kernel_for(int num_vectors) {
+    return num_vectors <= kThreads       ? &rms_norm_kernel<T, 1>
+           : num_vectors <= 3 * kThreads ? &rms_norm_kernel<T, 3>
+                                         : &rms_norm_kernel<T, kMaxVectors>;
+}
+
 template <typename T>
 cudaError_t launch(const qwen3moe_rms_norm_shape& shape, const qwen3moe_rms_norm_tensors& tensors, const Device& device,
                    cudaStream_t stream) {
     const Launch launch{dim3(shape.num_tokens), kThreads, 0, stream, device.has_dependent_launch()};
-    return launch_kernel(rms_norm_kernel<T>, launch, static_cast<const Vector<T>*>(tensors.x),
+    const int num_vectors = shape.hidden_size / kVector;
+    return launch_kernel(kernel_for<T>(num_vectors), launch, static_cast<const Vector<T>*>(tensors.x),
                          static_cast<const Vector<T>*>(tensors.residual), static_cast<const Vector<T>*>(tensors.weight),
                          static_cast<Vector<T>*>(tensors.out), static_cast<Vector<T>*>(tensors.residual_out),
-                         shape.hidden_size / kVector, shape.eps);
+                         num_vectors, shape.eps);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ class MoE : public Op {
         const Sizes n = sizes_of(attributes, inputs);
         QWEN3MOE_EXPECT(n["2 I"], ==, 2 * n["I"], "rows of gate_up");
         QWEN3MOE_EXPECT(n["H"] % 64, ==, 0, "hidden size " << n["H"]);
-        QWEN3MOE_EXPECT(n["I"] % 64, ==, 0, "expert width " << n["I"]);
+        QWEN3MOE_EXPECT(n["I"] % 8, ==, 0, "expert width " << n["I"]);
         QWEN3MOE_EXPECT(n["E"], <=, 512, "experts");
         QWEN3MOE_EXPECT(attributes.integer("top_k"), <=, n["E"], "experts a token");
         qwen3moe_moe_shape shape = {};

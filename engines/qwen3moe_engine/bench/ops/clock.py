@@ -16,7 +16,7 @@ from qwen3moe_engine.bench.ops.cases import OpCase
 from qwen3moe_engine.bench.ops.rig import Call, Rig, Work
 from qwen3moe_engine.bench.ops.sizes import OpSizes
 from qwen3moe_engine.bench.steps import Times
-from qwen3moe_engine.tensorrt.cuda import Stream, call, use_device, wait
+from qwen3moe_engine.tensorrt.cuda import Event, Stream, call, use_device
 from qwen3moe_engine.tensorrt.open_kernels import open_kernels
 from qwen3moe_plugins.library import KERNELS, find_library, load_cublaslt
 
@@ -62,14 +62,14 @@ def time_calls(stream: Stream, calls: Sequence[Call], repeats: int) -> Times:
 
     graph = stream.capture(enqueue)
     graph.launch()
+    start, end = Event(timed=True), Event(timed=True)
     times = []
     for _ in range(repeats):
-        start = stream.record()
+        start.record(stream)
         graph.launch()
-        end = stream.record()
-        call(cudart.cudaEventSynchronize, end)
-        times.append(call(cudart.cudaEventElapsedTime, start, end) / len(calls))
-        wait(start)
-        wait(end)
-    graph.close()
+        end.record(stream)
+        end.wait()
+        times.append(end.milliseconds_since(start) / len(calls))
+    for resource in (graph, start, end):
+        resource.close()
     return Times(tuple(times))
