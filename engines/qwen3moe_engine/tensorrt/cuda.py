@@ -39,14 +39,15 @@ class Device:
 
 
 def use_device(ordinal: int, remedy: str = "use --executor onnxruntime") -> Device:
-    """Makes it this thread's. Raises InputError, with `remedy`, if there is no such GPU."""
+    """Makes it this thread's. Raises InputError if there is no such GPU, with `remedy`, or if it is full."""
     try:
         call(cudart.cudaSetDevice, ordinal)
         properties = call(cudart.cudaGetDeviceProperties, ordinal)
     except (CudaError, RuntimeError) as error:
-        raise InputError(
-            f"CUDA device {ordinal}", got=str(error), expected="a GPU and its driver", remedy=remedy
-        ) from None
+        expected = "a GPU and its driver"
+        if cudart.cudaError_t.cudaErrorMemoryAllocation.name in str(error):
+            expected, remedy = "some 0.5 GB of its memory free", "end what fills it, or use another GPU"
+        raise InputError(f"CUDA device {ordinal}", got=str(error), expected=expected, remedy=remedy) from None
     return Device(properties.name.decode(), f"sm{properties.major}{properties.minor}", properties.totalGlobalMem)
 
 
