@@ -126,22 +126,22 @@ class TensorRTRunner:
         rebalancer: Rebalancer | None,
         resources: ExitStack,
     ):
-        self.executor, self._communicator, self._resources = executor, communicator, resources
+        self._executor, self._communicator, self._resources = executor, communicator, resources
         self.rebalancer = rebalancer
         self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
         self.max_model_len, self.num_bytes_read = executor.max_model_len, executor.num_bytes_read
 
     def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        return self.executor.forward(batch, hidden_states)
+        return self._executor.forward(batch, hidden_states)
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> Logits:
-        return self.executor.execute(batch, hidden_states)
+        return self._executor.execute(batch, hidden_states)
 
     def rebalance(self) -> int:
         return self.rebalancer.run() if self.rebalancer is not None else 0
 
     def launch(self, batch: Batch, draws: DrawColumns) -> Drawn:
-        return self.executor.launch_columns(batch, draws)
+        return self._executor.launch_columns(batch, draws)
 
     def abort(self, reason: str) -> None:
         """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""
