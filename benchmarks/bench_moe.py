@@ -13,11 +13,9 @@ import statistics
 import sys
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 from qwen3moe_plugins.kernels import BF16, KernelLibrary, MoEShape, MoETensors
 
 E, TOP_K, H, I = 128, 8, 2048, 768  # noqa: E741

@@ -26,7 +26,9 @@ ROW_BYTES = sum(np.dtype(dtype).itemsize for dtype in PARAMETERS.values())
 
 
 def columns_of(draws: Sequence[Draw]) -> DrawColumns:
+    """An array for each of PARAMETERS, in their dtypes, with an element for each draw."""
     params = [given.params for given in draws]
+    # 0 for a greedy row that has no seed
     values = {name: [getattr(each, name) or 0 for each in params] for name in PARAMETERS if name != "offset"}
-    values["offset"] = [given.offset for given in draws]  # a greedy row may have no seed
+    values["offset"] = [given.offset for given in draws]
     return {name: np.array(values[name], dtype) for name, dtype in PARAMETERS.items()}

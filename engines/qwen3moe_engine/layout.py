@@ -21,7 +21,7 @@ ATTENTION = ("split", "replicated")
 class Layout:
     """tp, ep: ranks of a group, of which one at most is above 1. pp: stages. attention: under `ep`, `split` by heads as
     under `tp`, or `replicated`: every rank attends for all heads, which saves a reduction a layer and costs memory.
-    redundant_experts: of a layer, under `ep`: places beyond one for each expert, for replicas of the busiest."""
+    redundant_experts: of a layer, under `ep`: slots beyond one for each expert, for replicas of the busiest."""
 
     tp: int = 1
     ep: int = 1

@@ -191,16 +191,16 @@ class Scheduler:
 
     def _continue_running(self) -> list[ScheduledRequest]:
         """A token for everyone who decodes, then chunks of prompts in order of service from what is left."""
-        pending = [request.num_tokens - request.num_computed for request in self._running]
-        budget = self.max_step_tokens - pending.count(1)
+        left = [request.num_tokens - request.num_computed for request in self._running]
+        budget = self.max_step_tokens - left.count(1)
         scheduled = []
-        for request, num_pending in zip(self._running, pending, strict=True):
-            if num_pending == 1:
+        for request, num_left in zip(self._running, left, strict=True):
+            if num_left == 1:
                 scheduled.append(ScheduledRequest(request, request.num_computed, 1, True))
             elif budget > 0:
-                num_new = min(num_pending, budget)
+                num_new = min(num_left, budget)
                 budget -= num_new
-                scheduled.append(ScheduledRequest(request, request.num_computed, num_new, num_new == num_pending))
+                scheduled.append(ScheduledRequest(request, request.num_computed, num_new, num_new == num_left))
         return scheduled
 
     def _admit_waiting(self, scheduled: list[ScheduledRequest], budget: int) -> None:
@@ -214,10 +214,10 @@ class Scheduler:
             num_growing += self._grows(request)
             if not self._admit(request, num_reserved=num_growing):
                 return
-            num_pending, start = request.num_tokens - request.num_computed, request.num_computed
-            num_new = min(num_pending, budget)
+            num_left, start = request.num_tokens - request.num_computed, request.num_computed
+            num_new = min(num_left, budget)
             budget -= num_new
-            scheduled.append(ScheduledRequest(request, start, num_new, num_new == num_pending, num_cached=start))
+            scheduled.append(ScheduledRequest(request, start, num_new, num_new == num_left, num_cached=start))
 
     def _admit(self, request: Request, num_reserved: int) -> bool:
         """Starts a request behind what the prefix cache has of it, if there are blocks. Its last token is computed in

@@ -10,6 +10,7 @@ from ctypes import c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
 BF16, FP16, FP32 = 0, 1, 2
+DTYPES = {"bf16": BF16, "fp16": FP16}  # of weights and activations, by the manifest's names
 
 
 class KernelError(RuntimeError):

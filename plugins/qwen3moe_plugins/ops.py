@@ -4,7 +4,7 @@ Owns: names, versions, inputs, outputs and attributes of every operator in the `
 are checked against these declarations. Must not know torch, onnx or TensorRT.
 
 Legend: T tokens of all sequences packed (ragged), B sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value
-heads, E logical experts, E_local experts held here, R rows of a map of experts with replicas, I expert width, P rows of
+heads, E experts, E_local experts held here, R rows of a map of experts with replicas, I expert width, P rows of
 the rotary table, N rows and K columns of a weight, M rows and C columns of any matrix, world_size ranks of the group.
 """
 

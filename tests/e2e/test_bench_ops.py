@@ -22,6 +22,7 @@ from qwen3moe_engine.manifest import load_manifest
 from qwen3moe_engine.random_model import RouterSkew
 from qwen3moe_export.cli import main
 from qwen3moe_export.cli.bench_op_row import HEADER, make_op_row
+from qwen3moe_export.cli.bench_ops_command import GROUPS
 from qwen3moe_export.cli.bench_table import Files, report
 
 L2_BYTES = 60_000_000
@@ -181,6 +182,10 @@ def test_rows_beside_bound_and_peer(tmp_path, capsys):
     first, *_ = json.loads(files.json.read_text())
     assert (first["name"], first["median"], first["peer"]) == ("moe 1", 200.0, 300.0)
     assert files.plot.read_text().count("<svg") == 1
+
+
+def test_the_command_names_the_groups_there_are():
+    assert tuple(cases_of(SIZES, None)) == GROUPS
 
 
 def test_peers_name_rows(cases):

@@ -38,7 +38,7 @@ def run_function(function, inputs: dict[str, torch.Tensor], attributes: dict) ->
 @pytest.mark.parametrize("norm_topk_prob", [0, 1])
 @pytest.mark.parametrize("top_k", [1, 3, 8])
 def test_moe_function_honours_expert_map(top_k, norm_topk_prob):
-    """8 logical experts, 5 of them here, in other slots than their numbers."""
+    """8 experts, 5 of them here, in other slots than their numbers."""
     generator = torch.Generator().manual_seed(top_k)
     tensors = dict(hidden=(11, 12), router_logits=(11, 8), gate_up=(5, 14, 12), down=(5, 12, 7))
     inputs = {name: torch.randn(shape, generator=generator) for name, shape in tensors.items()}

@@ -29,7 +29,7 @@ def hosts(tmp_path_factory):
         yield running
 
 
-def test_tokens_are_those_of_one_rank(hosts: RayHosts, bench, tmp_path):
+def test_tokens_are_those_of_one_rank(hosts: RayHosts, bench):
     weights = bench.model("trained").checkpoint
     common = ("--weights", weights, "--prompts", DATA / "prompts.txt", "--max-new-tokens", 24, "--json")
     process = hosts.start("generate", bench.export("trained", PP2), *common)

@@ -9,7 +9,7 @@ end; ours rounds the activation and the result only. So, in the maximum norm ove
 where K covers the luck of a maximum over few tokens, and eps the last rounding, which no 16-bit result escapes.
 Routing, untouched rows and repeated runs are exact.
 
-Legend: T tokens, E logical experts, E_local experts held, k top_k, H hidden size, I expert width.
+Legend: T tokens, E experts, E_local experts held, k top_k, H hidden size, I expert width.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from qwen3moe_engine.engine import Engine
 from qwen3moe_engine.sampling_params import SamplingParams
 
-WARM_UP_STEPS = 4  # a CUDA graph is captured in the first
+WARM_UP_STEPS = 4  # the first ones wait for prefill steps that are still in flight
 FIRST_TOKEN_REPEATS = 4
 
 

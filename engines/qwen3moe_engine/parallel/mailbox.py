@@ -33,6 +33,7 @@ class Mailbox:
         self._slots: NDArray[np.uint8] = np.frombuffer(memory, np.uint8).reshape(NUM_SLOTS, SLOT_BYTES)
 
     def write(self, step: int, batch: Batch, draws: DrawColumns) -> None:
+        """Over the step before the last. Raises InputError for one that has no room."""
         slot, header = self._slot(step)
         given = {name: getattr(batch, name) for name in _BATCH} | draws
         given["carried"] = np.array(batch.carried, np.int32).reshape(-1, 2)

@@ -6,7 +6,6 @@ Owns: what such ranks must agree on, and opening the executor of a rank's stage.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +13,10 @@ from pathlib import Path
 from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.manifest import FILE_NAME, file_sha256
 from qwen3moe_engine.onnxruntime_executor import OnnxRuntimeConfig, OnnxRuntimeExecutor
-from qwen3moe_engine.parallel.board import Board, State
-from qwen3moe_engine.parallel.rank import Facts, Place
+from qwen3moe_engine.parallel.board import Board
+from qwen3moe_engine.parallel.rank import Facts, Place, signs_of_life
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.stages import ExportedStage, load_stages
-from qwen3moe_engine.weights import WeightPlan
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,12 @@ class OnnxRuntimeRank:
         stage, layout = self._stage(), self.place.layout
         threads = self.config.num_threads or max(1, (os.cpu_count() or 1) // layout.world_size)
 
-        def signs_of_life(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
-            for plan in plans:
-                board.enter(State.STARTING)
-                yield plan
-
         return OnnxRuntimeExecutor(
             stage.folder,
             stage.manifest,
             open_checkpoint(self.weights),
             replace(self.config, num_threads=threads),
-            signs_of_life,
+            signs_of_life(board),
             group=group if layout.group_size > 1 else None,
             group_rank=self.place.group_rank,
         )

@@ -8,6 +8,7 @@ Legend: T tokens, H hidden_size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,8 +19,9 @@ from qwen3moe_engine.batch import Batch
 from qwen3moe_engine.draw_columns import DrawColumns
 from qwen3moe_engine.layout import Layout, Part
 from qwen3moe_engine.logits import Drawn, Logits
-from qwen3moe_engine.parallel.board import Board
+from qwen3moe_engine.parallel.board import Board, State
 from qwen3moe_engine.parallel.shared_group import SharedGroup
+from qwen3moe_engine.weights import Progress, WeightPlan
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,14 @@ class SharedMemory:
     def board_of(self, place: Place) -> Board:
         """As the process of that rank writes it."""
         return Board(self.board, len(self.channels), place.rank - self.first_rank, self.first_rank, self.num_ranks)
+
+
+def signs_of_life(board: Board) -> Progress:
+    """A Progress that tells the board of every weight, while a rank loads."""
+
+    def told(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
+        for plan in plans:
+            board.enter(State.STARTING)
+            yield plan
+
+    return told

@@ -38,7 +38,9 @@ class ExpertSlots(Protocol):
         """How many tokens each expert served here since the start, modulo 2^32: [L, E]."""
         ...
 
-    def take_in(self, arrivals: Sequence[Arrival]) -> None: ...
+    def take_in(self, arrivals: Sequence[Arrival]) -> None:
+        """Writes each into its slot, over the expert that was there, between two steps."""
+        ...
 
     def bind(self, constants: dict[str, NDArray[np.int32]]) -> None:
         """New contents for inputs of these names."""

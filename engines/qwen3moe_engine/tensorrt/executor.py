@@ -96,8 +96,8 @@ class TensorRTExecutor:
         with self.phases("weights"):
             self._stream = Stream()
             self._bindings = Bindings(manifest, info.limits, self._stream, group_rank)
-            self.load_report = self._load(manifest, weights, is_random, kernels, progress)
             self.weights, maker = weights, self._maker(manifest, kernels) if is_random else None
+            self.load_report = self._load(manifest, weights, maker, progress)
             self.experts = DeviceExperts(manifest, self._bindings, self._stream, maker, progress)
         with self.phases("memory of steps, KV pool, contexts"):
             self._place_step(manifest, kernels)
@@ -190,14 +190,13 @@ class TensorRTExecutor:
         self,
         manifest: Manifest,
         weights: list[WeightPlan],
-        is_random: bool,
-        kernels: KernelLibrary,
+        maker: WeightMaker | None,
         progress: Progress,
     ) -> LoadReport:
         addresses = self._bindings.addresses
-        if not is_random:
-            return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
-        return fill_weights(weights, addresses, self._maker(manifest, kernels), self._stream)
+        if maker is not None:
+            return fill_weights(weights, addresses, maker, self._stream)
+        return stream_weights(weights, addresses, manifest.dtype, self._stream, progress)
 
     def _maker(self, manifest: Manifest, kernels: KernelLibrary) -> WeightMaker:
         assert self._config.random_weights is not None, "neither a checkpoint nor a seed"

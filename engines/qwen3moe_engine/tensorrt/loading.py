@@ -19,6 +19,8 @@ CHUNK_BYTES = 64 << 20  # of each of two buffers: large enough that a copy runs 
 
 @dataclass(frozen=True)
 class LoadReport:
+    """How much came to the device, and how fast."""
+
     num_bytes: int
     seconds: float
 

@@ -46,6 +46,7 @@ class PlanInfo:
 
 
 def sidecar_path(plan: Path) -> Path:
+    """Where what `PlanInfo` says of the plan is written."""
     return plan.with_name(plan.name + ".json")
 
 

@@ -17,9 +17,7 @@ from qwen3moe_engine.random_model import RandomWeights, value_ranges
 from qwen3moe_engine.tensorrt.cuda import Stream
 from qwen3moe_engine.tensorrt.loading import LoadReport
 from qwen3moe_engine.weights import WeightPlan
-from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
-
-DTYPES = {"bf16": BF16, "fp16": FP16}
+from qwen3moe_plugins.kernels import DTYPES, FillShape, FillTensors, KernelLibrary
 
 
 def random_checkpoint(manifest: Manifest) -> Checkpoint:

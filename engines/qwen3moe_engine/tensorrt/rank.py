@@ -5,7 +5,6 @@ Owns: what such ranks must agree on, and opening the communicator and the execut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,8 @@ from qwen3moe_engine.checkpoint import open_checkpoint
 from qwen3moe_engine.draw_columns import DrawColumns
 from qwen3moe_engine.logits import Drawn, Logits
 from qwen3moe_engine.manifest import FILE_NAME, file_sha256
-from qwen3moe_engine.parallel.board import Board, State
-from qwen3moe_engine.parallel.rank import Facts, Place
+from qwen3moe_engine.parallel.board import Board
+from qwen3moe_engine.parallel.rank import Facts, Place, signs_of_life
 from qwen3moe_engine.parallel.rebalancing import Rebalancer
 from qwen3moe_engine.parallel.shared_group import SharedGroup
 from qwen3moe_engine.random_model import RandomWeights
@@ -35,7 +34,6 @@ from qwen3moe_engine.tensorrt.communicator import (
 from qwen3moe_engine.tensorrt.cuda import device_count, driver_version, use_device
 from qwen3moe_engine.tensorrt.executor import TensorRTConfig, TensorRTExecutor
 from qwen3moe_engine.tensorrt.plan import find_plan, load_plan_info
-from qwen3moe_engine.weights import WeightPlan
 from qwen3moe_plugins.errors import InputError
 from qwen3moe_plugins.library import KERNELS, find_library
 
@@ -97,11 +95,6 @@ class TensorRTRank:
         return Rebalancer(manifest, executor.weights, executor.experts, group, self.place.group_rank)
 
     def _open_executor(self, config: TensorRTConfig, board: Board) -> TensorRTExecutor:
-        def signs_of_life(plans: Sequence[WeightPlan], _: str) -> Iterator[WeightPlan]:
-            for plan in plans:
-                board.enter(State.STARTING)
-                yield plan
-
         stage = self._stage()
         checkpoint = open_checkpoint(self.weights) if self.weights is not None else None
         return TensorRTExecutor(
@@ -110,7 +103,7 @@ class TensorRTRank:
             self._plan(),
             checkpoint,
             config,
-            signs_of_life,
+            signs_of_life(board),
             self.plugins,
             self.place.group_rank,
         )
@@ -133,22 +126,22 @@ class TensorRTRunner:
         rebalancer: Rebalancer | None,
         resources: ExitStack,
     ):
-        self.executor, self._communicator, self._resources = executor, communicator, resources
+        self._executor, self._communicator, self._resources = executor, communicator, resources
         self.rebalancer = rebalancer
         self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
         self.max_model_len, self.num_bytes_read = executor.max_model_len, executor.num_bytes_read
 
     def forward(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        return self.executor.forward(batch, hidden_states)
+        return self._executor.forward(batch, hidden_states)
 
     def execute(self, batch: Batch, hidden_states: NDArray[np.float32] | None) -> Logits:
-        return self.executor.execute(batch, hidden_states)
+        return self._executor.execute(batch, hidden_states)
 
     def rebalance(self) -> int:
         return self.rebalancer.run() if self.rebalancer is not None else 0
 
     def launch(self, batch: Batch, draws: DrawColumns) -> Drawn:
-        return self.executor.launch_columns(batch, draws)
+        return self._executor.launch_columns(batch, draws)
 
     def abort(self, reason: str) -> None:
         """Ends what the GPU waits for, and what `close` would wait for: peers that have ended."""

@@ -63,8 +63,8 @@ class StepGraphs:
         return None
 
     def run(self, shape: StepShape, arrays: dict[str, NDArray]) -> None:
-        """Enqueues a step of that shape. The first is run as it is, as some kernels want, and captured while the GPU is
-        busy with it."""
+        """Enqueues a step of that shape. The first is run as it is, since cuBLASLt prepares a shape in its first call,
+        and captured while the GPU is busy with it."""
         if (step := self._captured.get(shape)) is not None:
             step.graph.launch()
             return

@@ -94,6 +94,7 @@ def parse_sizes(text: str, option: str, example: str) -> list[int]:
 
 
 def read_peer(path: Path | None) -> dict[str, float]:
+    """A peer's times by name of a row, in the table's unit; none without a file. Raises InputError."""
     if path is None:
         return {}
     try:
@@ -101,4 +102,4 @@ def read_peer(path: Path | None) -> dict[str, float]:
         return {str(name): float(value) for name, value in values.items()}
     except (ValueError, AttributeError, TypeError) as error:
         expected = 'an object such as {"1x1024": 4.1}'
-        raise InputError(str(path), got=str(error), expected=expected, remedy="write milliseconds by case") from None
+        raise InputError(str(path), got=str(error), expected=expected, remedy="write times by row") from None

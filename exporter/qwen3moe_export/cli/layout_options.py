@@ -27,7 +27,7 @@ layout_options = option_group(
         click.option("--ep", type=int, metavar="N", help="Expert parallelism: deal the experts out to N ranks."),
         click.option("--pp", type=int, metavar="N", help="Pipeline parallelism: N stages, each of so many ranks."),
         click.option(
-            "--redundant-experts", type=int, metavar="N", help="With --ep: places for replicas of the busiest experts."
+            "--redundant-experts", type=int, metavar="N", help="With --ep: slots for replicas of the busiest experts."
         ),
         click.option(
             "--attention", type=click.Choice(ATTENTION), help="With --ep: split as by --tp, or whole on each rank."

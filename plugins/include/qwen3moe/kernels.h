@@ -71,7 +71,7 @@ int32_t qwen3moe_paged_attention(const qwen3moe_paged_attention_shape* shape,
                                  const qwen3moe_paged_attention_tensors* tensors, void* workspace,
                                  size_t workspace_size, qwen3moe_stream stream);
 
-/* MoE. E logical experts, E_local held here, H hidden size, I expert width. */
+/* MoE. E experts, E_local held here, H hidden size, I expert width. */
 typedef struct {
     int32_t dtype;             /* qwen3moe_dtype of hidden, router_logits, gate_up, down, out */
     int32_t num_tokens;        /* T */

@@ -23,7 +23,7 @@ struct DecodeConfig {
     // Keys are dealt to splits in units of one tile per warp.
     static constexpr int kUnit = kWarps * kKeys;
     // A sequence with more rows than four tiles reads its keys too often; the prefill kernel reads them once per 64
-    // rows.
+    // rows, that for sm_90a once per 256.
     static constexpr int kMaxRowTiles = 4;
     // CTAs wanted over all sequences and heads: one for each SM of an H100; row tiles that do not divide evenly add up
     // to one each. Twice as many cost an H200 33 us of 283 at 64 sequences of 8192 (512 CTAs, 396 at a time: the last

@@ -4,6 +4,7 @@
 #include "attention_group.cuh"
 #include "attention_prefill_schedule.cuh"
 #include "cluster.cuh"
+#include "hopper.cuh"
 
 namespace qwen3moe::prefill {
 
@@ -45,16 +46,6 @@ struct QueryTile {
     }
 };
 
-// A place in a ring of stages, and the parity of its barriers' phase.
-template <int kStages>
-struct Ring {
-    int stage = 0, parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) stage = 0, parity ^= 1;
-    }
-};
-
 template <typename T, int kHeadDim>
 struct Shared {
     alignas(kWgmmaAlignment) T queries[kQueryStages][kRows * kHeadDim];
@@ -89,7 +80,7 @@ __device__ __forceinline__ void init_barriers(Shared<T, kHeadDim>& shared) {
     init(shared.values_full, 1);
     init(shared.values_empty, kRanks * kMultiplyingWarps);
     init(shared.tails_full, 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // to the copy engine and other CTAs
+    fence_barrier_init();
 }
 
 // Named barriers; 0 is __syncthreads's.

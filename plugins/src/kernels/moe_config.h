@@ -30,7 +30,7 @@ enum class Path { kGemv, kMma, kWgmma };
 
 struct Config {
     Path path;
-    int tile_rows;          // assignments of one expert that a thread block computes; grouped paths only
+    int tile_rows;          // assignments of one expert that a thread block, on the wgmma path a cluster, computes
     int persistent_blocks;  // one per multiprocessor; wgmma path only
     bool dependent_launch;  // a kernel's prologue overlaps the tail of the one before (sm_90 and later)
 };

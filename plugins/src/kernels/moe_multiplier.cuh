@@ -64,7 +64,7 @@ class Multiplier {
     }
 
     __device__ __forceinline__ void wait_full() {
-        mbarrier_wait(&shared_.full[ring_.place], ring_.parity);
+        mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
         fence_async_proxy();
         ++num_held_;
     }
@@ -83,8 +83,8 @@ class Multiplier {
         for (int slice = 0; slice < num_slices; ++slice, ring_.advance()) {
             wait_full();
             wgmma_fence();
-            multiply<kGroups>(first_, ring_.place, 0, slice > 0);
-            multiply<kGroups>(second_, ring_.place, 1, slice > 0);
+            multiply<kGroups>(first_, ring_.stage, 0, slice > 0);
+            multiply<kGroups>(second_, ring_.stage, 1, slice > 0);
             wgmma_commit();
             wgmma_wait<1>();
             give_back(1);
@@ -101,17 +101,17 @@ class Multiplier {
     template <int kGroups>
     __device__ __forceinline__ void multiply_and_store(Groups<kGroups>, int num_slices, const Store& store) {
         wait_full();
-        start<kGroups>(first_, ring_.place, 0, false);
+        start<kGroups>(first_, ring_.stage, 0, false);
         for (int slice = 1; slice < num_slices; ++slice) {
-            start<kGroups>(second_, ring_.place, 1, slice > 1);
+            start<kGroups>(second_, ring_.stage, 1, slice > 1);
             ring_.advance();
             wait_full();
-            start<kGroups>(first_, ring_.place, 0, true);
+            start<kGroups>(first_, ring_.stage, 0, true);
             wgmma_wait<1>();
             give_back(1);
         }
         const int own_row = store.find_row(p_);
-        start<kGroups>(second_, ring_.place, 1, num_slices > 1);
+        start<kGroups>(second_, ring_.stage, 1, num_slices > 1);
         ring_.advance();
         wgmma_wait<1>();
         pin(first_);
@@ -126,7 +126,7 @@ class Multiplier {
     // For a block without tokens in the tile.
     __device__ __forceinline__ void skip(int num_slices) {
         for (int slice = 0; slice < num_slices; ++slice, ring_.advance()) {
-            mbarrier_wait(&shared_.full[ring_.place], ring_.parity);
+            mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
             num_held_ = 1;
             give_back(0);
         }
@@ -136,7 +136,7 @@ class Multiplier {
     __device__ __forceinline__ void give_back(int keep) {
         const int lane = threadIdx.x % 32;
         for (; num_held_ > keep; --num_held_, done_.advance()) {
-            if (lane < kCluster) mbarrier_arrive_at(&shared_.empty[done_.place], lane);
+            if (lane < kCluster) mbarrier_arrive_at(&shared_.empty[done_.stage], lane);
         }
     }
 
@@ -144,7 +144,7 @@ class Multiplier {
     const Params<T>& p_;
     WgmmaShared<kTokens>& shared_;
     int group_, num_held_ = 0;
-    Circle<kStages> ring_, done_;  // the next slice, and the first not given back
+    Ring<kStages> ring_, done_;  // the next slice, and the first not given back
     Accumulators first_, second_;
 };
 

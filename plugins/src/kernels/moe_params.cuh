@@ -1,7 +1,7 @@
 // What the kernels of one MoE call share: sizes, tensors and the layout of the scratch memory.
 //
 // Legend: T tokens of the chunk, k top_k, N = T * k assignments (assignment a is choice a % k of token a / k),
-// E logical experts, E_local slots, R rows of expert_map, H hidden_size, I intermediate_size. Rows are assignments
+// E experts, E_local slots, R rows of expert_map, H hidden_size, I intermediate_size. Rows are assignments
 // sorted by expert.
 #pragma once
 

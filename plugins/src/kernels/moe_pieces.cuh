@@ -1,7 +1,7 @@
 // How the wgmma path's clusters divide the work, and the shared memory that their blocks do it in.
 #pragma once
 
-#include "cluster_copy.cuh"
+#include "cluster.cuh"
 #include "hopper.cuh"
 #include "moe_scan.cuh"
 #include "moe_tile_loader.cuh"
@@ -91,39 +91,25 @@ struct Pieces {
     }
 };
 
-// The places of a circular buffer in turn; `parity` is that of the current pass over them.
-template <int kSize>
-struct Circle {
-    int place = 0;
-    int parity = 0;
-
-    __device__ void advance() {
-        if (++place == kSize) {
-            place = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 // The pieces of a cluster: a first one by its number, then whichever is next when the loaders get there, since pieces
 // differ in their tokens: dealt out in turn the last cluster would end 9 % late at 8192 tokens, 16 % at 4096.
 struct Queue {
     uint64_t* queued;
     int* queue;
-    Circle<kQueueSize> turn;
+    Ring<kQueueSize> turn;
 
     __device__ int next() {
-        mbarrier_wait(&queued[turn.place], turn.parity);
-        const int index = queue[turn.place];
+        mbarrier_wait(&queued[turn.stage], turn.parity);
+        const int index = queue[turn.stage];
         turn.advance();
         return index;
     }
     // By one thread of each block, ahead of next(); the first block's `index` counts.
     __device__ void put(int index, int rank) const {
-        mbarrier_arrive_expecting(&queued[turn.place], sizeof(int));
+        mbarrier_arrive_expecting(&queued[turn.stage], sizeof(int));
         if (rank > 0) return;
 #pragma unroll
-        for (int r = 0; r < kCluster; ++r) store_to(r, &queue[turn.place], index, &queued[turn.place]);
+        for (int r = 0; r < kCluster; ++r) store_to(r, &queue[turn.stage], index, &queued[turn.stage]);
     }
 };
 

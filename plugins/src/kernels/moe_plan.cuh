@@ -1,4 +1,4 @@
-// Sorts assignments by expert, stably, and cuts each expert's rows into tiles. One thread block per logical expert.
+// Sorts assignments by expert, stably, and cuts each expert's rows into tiles. One thread block per expert.
 //
 // Each block reads all N expert numbers (2 bytes each) and so needs nothing from the others: the same order every
 // time. That is 2 N * E comparisons: 17 M at 8192 tokens of 30B-A3B.

@@ -1,4 +1,4 @@
-// Routing: softmax over all experts in fp32, the top k, optional renormalisation, logical expert -> local slot.
+// Routing: softmax over all experts in fp32, the top k, optional renormalisation, expert -> local slot.
 // One warp per token; lane l holds the logits of experts l, l + 32, ... Its latency counts: loads are all in flight
 // together, also those of expert_map, and 128 experts, four a lane, have code without branches.
 #pragma once

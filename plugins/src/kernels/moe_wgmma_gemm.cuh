@@ -26,8 +26,8 @@ __device__ __forceinline__ void load_weights(const CUtensorMap* weights, Shared&
                                              int slice, int rank) {
     mbarrier_arrive_expecting(&shared.full[stage], kWeightBytes);
     const int group = piece.first_col / 8 + rank * (output_cols<kProduct>(kBoxRows) / 8);
-    copy_box_to_blocks(shared.stages[stage] + rank * kBoxBytes, weights, {slice * kSlice, 0, 0, group, piece.slot},
-                       &shared.full[stage], (1 << kCluster) - 1);
+    copy_box((1 << kCluster) - 1, shared.stages[stage] + rank * kBoxBytes, weights,
+             {slice * kSlice, 0, 0, group, piece.slot}, &shared.full[stage]);
 }
 
 // down's first weights are on their way before gate_up has ended.
@@ -46,7 +46,7 @@ __device__ __forceinline__ void load_pieces(const Params<T>& p, const CUtensorMa
         allow_successor();
     }
     TokenRows<T, kProduct, kGroupThreads, kTokens> tokens(p, thread);
-    Circle<kStages> ring;
+    Ring<kStages> ring;
     Queue queue{shared.queued, shared.queue};
     for (int skip = ahead; piece.exists; piece = pieces[queue.next()]) {
         int next = 0;
@@ -54,11 +54,11 @@ __device__ __forceinline__ void load_pieces(const Params<T>& p, const CUtensorMa
             next = atomicAdd(&p.counters[static_cast<int>(kProduct)], 1) + gridDim.x / kCluster;
         tokens.locate(p, piece.first_row, piece.num_rows);
         for (int slice = 0; slice < pieces.num_slices; ++slice, ring.advance()) {
-            mbarrier_wait(&shared.empty[ring.place], ring.parity ^ 1);
+            mbarrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
             if (is_elected && --skip < 0)
-                load_weights<kProduct>(weights, shared, ring.place, piece, slice, pieces.rank);
-            tokens.load(shared.stages[ring.place] + kWeightBytes, slice);
-            mbarrier_arrive_after_copies(&shared.full[ring.place]);
+                load_weights<kProduct>(weights, shared, ring.stage, piece, slice, pieces.rank);
+            tokens.load(shared.stages[ring.stage] + kWeightBytes, slice);
+            mbarrier_arrive_after_copies(&shared.full[ring.stage]);
             if (is_elected && slice == min(1, pieces.num_slices - 1)) queue.put(next, pieces.rank);
         }
     }

@@ -1,4 +1,4 @@
-// The bulk tensor copy engine (sm_90): boxes of a matrix in global memory into shared memory, as wgmma reads them.
+// The bulk tensor copy engine (sm_90): boxes of a tensor in global memory into shared memory, as wgmma reads them.
 #pragma once
 
 #include <cuda.h>
@@ -40,14 +40,24 @@ inline cudaError_t describe_matrix(CUtensorMap* map, const void* data, int64_t r
     return describe_tensor<2>(map, data, sizes, row_bytes, box);
 }
 
-// Starts the copy of the box at (row, col) into the memory of all blocks of the cluster that `ranks` has a bit for, at
-// the same place in each; each one's `barrier` counts the bytes. By one thread.
+// Starts the copy of a matrix's box at (row, col) into the memory of all blocks of the cluster that `ranks` has a bit
+// for, at the same place in each; each one's `barrier` counts the bytes. By one thread.
 __device__ __forceinline__ void copy_box(uint16_t ranks, void* shared, const CUtensorMap* map, int32_t row, int32_t col,
                                          uint64_t* barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
         "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier)), "h"(ranks)
+        : "memory");
+}
+
+// The same of a tensor of five axes; `at`: innermost first.
+__device__ __forceinline__ void copy_box(uint16_t ranks, void* shared, const CUtensorMap* map, const int (&at)[5],
+                                         uint64_t* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(shared_address(shared)),
+        "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(shared_address(barrier)), "h"(ranks)
         : "memory");
 }
 

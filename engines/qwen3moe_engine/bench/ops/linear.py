@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen3moe_engine.bench.ops.rig import ELEMENT_BYTES, Rig, Work
+from qwen3moe_engine.bench.ops.rig import ELEMENT_BYTES, FLOAT32_BYTES, Rig, Work
 from qwen3moe_engine.bench.ops.sizes import OpSizes
 from qwen3moe_engine.bench.ops.turns import num_calls, num_copies
 from qwen3moe_plugins.kernels import LinearShape, LinearTensors
 
 NAME = "linear"
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)

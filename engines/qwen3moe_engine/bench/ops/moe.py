@@ -18,6 +18,8 @@ NAME = "moe"
 
 @dataclass(frozen=True)
 class MoECase:
+    """skew: how far routing prefers the first experts; None for even by chance."""
+
     num_tokens: int
     skew: RouterSkew | None = None
 

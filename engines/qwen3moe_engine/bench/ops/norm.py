@@ -14,6 +14,8 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class NormCase:
+    """adds: AddRMSNorm, which writes the sum with a residual too."""
+
     num_tokens: int
     adds: bool
 
@@ -22,6 +24,7 @@ class NormCase:
         return f"{'add_rms_norm' if self.adds else 'rms_norm'} {self.num_tokens}"
 
     def prepare(self, rig: Rig, sizes: OpSizes, l2_bytes: int) -> Work:
+        """All calls have the same operands."""
         H = sizes.hidden_size
         num_bytes = self.num_tokens * H * ELEMENT_BYTES
         x, residual = rig.random(self.num_tokens * H), rig.random(self.num_tokens * H) if self.adds else None

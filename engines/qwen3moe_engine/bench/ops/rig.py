@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from qwen3moe_engine.checkpoint import NUMPY_DTYPES
 from qwen3moe_engine.tensorrt.cuda import DeviceMemory, Stream
-from qwen3moe_plugins.kernels import BF16, FP16, FillShape, FillTensors, KernelLibrary
+from qwen3moe_plugins.kernels import DTYPES, FillShape, FillTensors, KernelLibrary
 
-DTYPES = {"bf16": BF16, "fp16": FP16}
-ELEMENT_BYTES = 2
+ELEMENT_BYTES, FLOAT32_BYTES = 2, 4
 
 Call = Callable[[], None]
 

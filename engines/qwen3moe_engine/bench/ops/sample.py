@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3moe_engine.bench.ops.rig import Rig, Work
+from qwen3moe_engine.bench.ops.rig import FLOAT32_BYTES, Rig, Work
 from qwen3moe_engine.bench.ops.sizes import OpSizes
 from qwen3moe_engine.bench.ops.turns import num_calls, num_copies
 from qwen3moe_plugins.kernels import SampleShape, SampleTensors
 
 NAME = "sample"
-FLOAT32_BYTES = 4
+TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True)
 class SampleCase:
+    """num_rows of logits; each is drawn from, or its best token is taken."""
+
     num_rows: int
     is_greedy: bool
 
@@ -40,6 +42,6 @@ class SampleCase:
             "offset": np.zeros(rows, np.uint64),
         }
         addresses = {name: rig.upload(values) for name, values in parameters.items()}
-        addresses["token"] = rig.empty(rows * FLOAT32_BYTES)
+        addresses["token"] = rig.empty(rows * TOKEN_BYTES)
         tensors = [SampleTensors(logits=copies[idx % len(copies)], **addresses) for idx in range(count)]
         return Work(rig.bind(NAME, SampleShape(rows, sizes.vocab_size), tensors), num_bytes)
