@@ -48,7 +48,7 @@ test: $(VENV) ## the tests that need no GPU
 SANITIZE = $(BIN)/python tests/plugins/sanitize.py plugins/qwen3moe_plugins/lib/libqwen3moe_kernels.so
 SANITIZER_OPTIONS = --error-exitcode 1 --kernel-name kns=qwen3moe
 
-# racecheck itself fails on the few-token product (benchmarks/results/h200_sanitizer.md), which `chain` has too.
+# racecheck itself fails among the products, which `chain` has too (benchmarks/results/h200_sanitizer.md).
 sanitize: $(VENV) ## every kernel under compute-sanitizer, on a GPU; SANITIZER=PATH names it
 	$(SANITIZER) --tool memcheck $(SANITIZER_OPTIONS) $(SANITIZE)
 	$(SANITIZER) --tool synccheck $(SANITIZER_OPTIONS) $(SANITIZE)
