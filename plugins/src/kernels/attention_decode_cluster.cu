@@ -36,29 +36,10 @@ struct ClusterShared {  // of the union, one after the other
 // Four columns of a row of the result, from all CTAs of the cluster in their order.
 template <int kHeadDim>
 __device__ __forceinline__ float4 merge_cluster(CtaPartial<kHeadDim>& own, int num_splits, int row, int column) {
-    constexpr int kBatch = 8;  // whose loads are in flight together
-    MaxSum total;
-    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int first = 0; first < num_splits; first += kBatch) {
-        float2 max_sum[kBatch];
-        float4 out[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-            const CtaPartial<kHeadDim>* const other = shared_of(&own, min(first + i, num_splits - 1));
-            max_sum[i] = other->max_sum[row];
-            out[i] = other->out[row][column];
-            if (first + i >= num_splits) max_sum[i] = {-INFINITY, 0.0f};
-        }
-        const float before = total.max;
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) total.merge(max_sum[i]);
-        const float rescale = total.weight(before);
-        sum = {sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale};
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) add_weighted(sum, total.weight(max_sum[i].x), out[i]);
-    }
-    const float inverse = 1.0f / total.sum;
-    return {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+    return merge_splits(num_splits, [&](int split) {
+        const CtaPartial<kHeadDim>* const other = shared_of(&own, split);
+        return SplitPart{other->max_sum[row], other->out[row][column]};
+    });
 }
 
 #endif

@@ -30,6 +30,38 @@ __device__ __forceinline__ void store_scaled(T* destination, const float4& x, fl
     *reinterpret_cast<uint2*>(destination) = {pack2<T>(x.x * scale, x.y * scale), pack2<T>(x.z * scale, x.w * scale)};
 }
 
+// A row's partial result of one split: its maximum and sum, and four columns of its output.
+struct SplitPart {
+    float2 max_sum;
+    float4 out;
+};
+
+// Four columns of a row of the result, from load(split) of each in their order. Loads of a batch are in flight
+// together.
+template <typename Load>
+__device__ __forceinline__ float4 merge_splits(int32_t num_splits, Load load) {
+    constexpr int kBatch = 8;
+    MaxSum total;
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int32_t first = 0; first < num_splits; first += kBatch) {
+        SplitPart parts[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+            parts[i] = load(min(first + i, num_splits - 1));
+            if (first + i >= num_splits) parts[i].max_sum = {-INFINITY, 0.0f};
+        }
+        const float before = total.max;
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) total.merge(parts[i].max_sum);
+        const float rescale = total.weight(before);
+        sum = {sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale};
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) add_weighted(sum, total.weight(parts[i].max_sum.x), parts[i].out);
+    }
+    const float inverse = 1.0f / total.sum;
+    return {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+}
+
 // A warp's 16 rows in shared memory. The padding of 8 floats spreads the fragment's rows over the banks.
 template <int kHeadDim>
 struct WarpPartial {
@@ -103,31 +135,12 @@ struct SplitSet {
         return true;
     }
 
-    // Four columns of a row of the result. Loads of a batch of splits are in flight together, maxima and outputs alike.
+    // Four columns of a row of the result.
     __device__ __forceinline__ float4 merged(int row, int column) const {
-        constexpr int kBatch = 8;
-        MaxSum total;
-        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (int32_t split = 0; split < num_splits; split += kBatch) {
-            float2 max_sum[kBatch];
-            float4 out[kBatch];
-#pragma unroll
-            for (int i = 0; i < kBatch; ++i) {
-                const int64_t at = first + min(split + i, num_splits - 1) * stride;
-                max_sum[i] = __ldcg(partials.max_sum_row(at, row));
-                out[i] = __ldcg(partials.out_row(at, row) + column);
-                if (split + i >= num_splits) max_sum[i] = {-INFINITY, 0.0f};
-            }
-            const float before = total.max;
-#pragma unroll
-            for (int i = 0; i < kBatch; ++i) total.merge(max_sum[i]);
-            const float rescale = total.weight(before);
-            sum = {sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale};
-#pragma unroll
-            for (int i = 0; i < kBatch; ++i) add_weighted(sum, total.weight(max_sum[i].x), out[i]);
-        }
-        const float inverse = 1.0f / total.sum;
-        return {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+        return merge_splits(num_splits, [&](int32_t split) {
+            const int64_t at = first + split * stride;
+            return SplitPart{__ldcg(partials.max_sum_row(at, row)), __ldcg(partials.out_row(at, row) + column)};
+        });
     }
 };
 
