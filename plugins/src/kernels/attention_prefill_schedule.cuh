@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_tile.cuh"
+#include "warp_scan.cuh"
 
 namespace qwen3moe {
 
@@ -26,12 +27,7 @@ struct PrefillSchedule {
         const int lane = threadIdx.x % 32;
         for (int32_t first = 0; first < batch.num_seqs; first += 32) {
             const int32_t own = first + lane < batch.num_seqs ? num_tiles(batch.sequence(first + lane)) : 0;
-            int32_t sum = own;
-#pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const int32_t before = __shfl_up_sync(~0u, sum, offset);
-                if (lane >= offset) sum += before;
-            }
+            const int32_t sum = warp_inclusive_sum(own);
             const unsigned past = __ballot_sync(~0u, idx < sum);
             if (past != 0) {
                 const int holder = __ffs(past) - 1;

@@ -7,6 +7,7 @@
 
 #include "attention_batch.cuh"
 #include "attention_plan.h"
+#include "warp_scan.cuh"
 
 namespace qwen3moe {
 
@@ -83,12 +84,7 @@ struct DecodeSchedule {
     __device__ __forceinline__ bool find_row_tile(int32_t idx, DecodeItem& item) const {
         const int32_t lane = threadIdx.x % 32;
         const int32_t own = lane < batch.num_seqs ? num_row_tiles(batch.sequence(lane)) : 0;
-        int32_t sum = own;
-#pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int32_t other = __shfl_up_sync(~0u, sum, offset);
-            if (lane >= offset) sum += other;
-        }
+        const int32_t sum = warp_inclusive_sum(own);
         const unsigned found = __ballot_sync(~0u, sum - own <= idx && idx < sum);
         if (found == 0) return false;
         item.seq = __ffs(found) - 1;

@@ -1,22 +1,14 @@
 // Prefix sum over a thread block.
 #pragma once
 
+#include "warp_scan.cuh"
+
 namespace qwen3moe::moe {
 
 struct ScanResult {
     int before;  // sum over the threads before this one
     int total;
 };
-
-// Of the lanes up to and with this one.
-__device__ __forceinline__ int warp_inclusive_sum(int value) {
-    const int lane = threadIdx.x % 32;
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int left = __shfl_up_sync(~0u, value, offset);
-        if (lane >= offset) value += left;
-    }
-    return value;
-}
 
 // warp_totals: kThreads / 32 values in shared memory, not in use by another scan.
 template <int kThreads>

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "warp_scan.cuh"
+
 namespace qwen3moe::sample {
 
 using u64 = unsigned long long;
@@ -74,14 +76,6 @@ __device__ __forceinline__ u64 philox(u64 seed, u64 offset) {
         k1 += 0xBB67AE85u;
     }
     return static_cast<u64>(c1) << 32 | c0;
-}
-
-__device__ __forceinline__ u64 warp_inclusive_sum(u64 value) {
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const u64 other = __shfl_up_sync(~0u, value, offset);
-        if (threadIdx.x % 32 >= offset) value += other;
-    }
-    return value;
 }
 
 __device__ __forceinline__ u64 warp_sum(u64 value) {
