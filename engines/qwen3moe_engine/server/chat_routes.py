@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,12 +10,11 @@ from fastapi import APIRouter, Request
 from qwen3moe_engine.output_stream import RequestOutput
 from qwen3moe_engine.request import Completion
 from qwen3moe_engine.server.chat_protocol import AnswerMessage, ChatChoice, ChatChunk, ChatRequest, ChatResponse
-from qwen3moe_engine.server.disconnect import unless_disconnected
 from qwen3moe_engine.server.event_stream import EventStream
 from qwen3moe_engine.server.generation import Generation
 from qwen3moe_engine.server.limits import check_choices, check_length
 from qwen3moe_engine.server.openapi import answers
-from qwen3moe_engine.server.service import Service, ServiceOfApp, new_id
+from qwen3moe_engine.server.service import Service, ServiceOfApp, new_frame
 from qwen3moe_engine.server.token_text import chat_logprobs
 
 router = APIRouter()
@@ -29,15 +27,12 @@ async def create_chat_completion(
     """Answers the last of the messages."""
     generation = await _open(body, service)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    frame: dict[str, Any] = {"id": new_id("chatcmpl"), "object": kind, "created": int(time.time()), "model": body.model}
+    frame = new_frame("chatcmpl", kind, body.model)
     if body.stream:
         return EventStream(generation, _events(generation, frame, body, service))
-    try:
-        found = await unless_disconnected(request.receive, generation.completions())
-        choices = [_choice(service, index, completion) for index, completion in enumerate(found)]
-        return ChatResponse(**frame, choices=choices, usage=generation.usage())
-    finally:
-        generation.close()
+    found = await generation.completions(request.receive)
+    choices = [_choice(service, index, completion) for index, completion in enumerate(found)]
+    return ChatResponse(**frame, choices=choices, usage=generation.usage())
 
 
 async def _open(body: ChatRequest, service: Service) -> Generation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,12 +15,11 @@ from qwen3moe_engine.server.completion_protocol import (
     CompletionRequest,
     CompletionResponse,
 )
-from qwen3moe_engine.server.disconnect import unless_disconnected
 from qwen3moe_engine.server.event_stream import EventStream
 from qwen3moe_engine.server.generation import Generation
 from qwen3moe_engine.server.limits import check_choices, check_length
 from qwen3moe_engine.server.openapi import answers
-from qwen3moe_engine.server.service import Service, ServiceOfApp, new_id
+from qwen3moe_engine.server.service import Service, ServiceOfApp, new_frame
 from qwen3moe_engine.server.token_text import completion_logprobs
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -34,20 +32,12 @@ async def create_completion(
 ) -> EventStream | CompletionResponse:
     """Continues prompts."""
     generation = await _open(body, service)
-    frame: dict[str, Any] = {
-        "id": new_id("cmpl"),
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": body.model,
-    }
+    frame = new_frame("cmpl", "text_completion", body.model)
     if body.stream:
         return EventStream(generation, _events(generation, frame, body, service))
-    try:
-        found = await unless_disconnected(request.receive, generation.completions())
-        choices = [_choice(service, index, completion) for index, completion in enumerate(found)]
-        return CompletionResponse(**frame, choices=choices, usage=generation.usage())
-    finally:
-        generation.close()
+    found = await generation.completions(request.receive)
+    choices = [_choice(service, index, completion) for index, completion in enumerate(found)]
+    return CompletionResponse(**frame, choices=choices, usage=generation.usage())
 
 
 async def _open(body: CompletionRequest, service: Service) -> Generation:

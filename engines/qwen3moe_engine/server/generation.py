@@ -9,9 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from starlette.types import Receive
+
 from qwen3moe_engine.output_stream import OutputStream, RequestOutput
 from qwen3moe_engine.request import Completion
 from qwen3moe_engine.sampling_params import SamplingParams
+from qwen3moe_engine.server.disconnect import unless_disconnected
 from qwen3moe_engine.server.protocol import PromptTokensDetails, Usage, of_choice
 from qwen3moe_engine.server.service import Service
 
@@ -65,10 +68,12 @@ class Generation:
         self._service.slots.release(self._num_slots)
         self._num_slots = 0
 
-    async def completions(self) -> list[Completion]:
-        """Of all choices, once they are finished."""
-        await asyncio.gather(*map(self._finish, range(len(self._streams))))
-        return [await stream.completion() for stream in self._streams]
+    async def completions(self, receive: Receive) -> list[Completion]:
+        """Of all choices, once they are finished; closes. Raises ClientLeftError if the client of `receive` leaves."""
+        try:
+            return await unless_disconnected(receive, self._completions())
+        finally:
+            self.close()
 
     async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Of all choices with their indices, as they come."""
@@ -105,6 +110,10 @@ class Generation:
                 merged.put_nowait((index, output))
         finally:
             merged.put_nowait(None)
+
+    async def _completions(self) -> list[Completion]:
+        await asyncio.gather(*map(self._finish, range(len(self._streams))))
+        return [await stream.completion() for stream in self._streams]
 
     async def _finish(self, index: int) -> None:
         async for _ in self._outputs_of(index):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -37,8 +37,9 @@ class Service:
             raise ApiError(404, message, INVALID, param="model", code="model_not_found")
 
 
-def new_id(kind: str) -> str:
-    return f"{kind}-{secrets.token_hex(12)}"
+def new_frame(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """What an answer of `kind`, and each chunk of it, begins with; its id is new."""
+    return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def _service_of(request: Request) -> Service:
