@@ -83,6 +83,7 @@ def test_as_even_as_can_be_or_nearly(case, random):
     assert [len(held) for held in new.by_rank] == [num_slots] * num_ranks
     best = place_experts(loads, num_ranks, num_slots)
     assert max(new.load_of_ranks(loads)) <= (1 + WITHIN) * max(best.load_of_ranks(loads))
+    assert settle(old, new) == new, "who stays keeps the slot"
 
 
 def test_few_experts_move_for_little():
